@@ -1,0 +1,1 @@
+"""Pixels: (frames, voice) -> frames. Knows no session and no clock."""

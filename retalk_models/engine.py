@@ -1,0 +1,157 @@
+"""The Engine protocol: what a face re-talker takes and gives, and the registry of engines by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Protocol
+
+from retalk_models.picture import F32, Box, Picture
+
+VOICE_RATE = 16_000
+"""Samples per second of the voice as engines hear it: mono float32 in -1..1."""
+
+
+class Rung(IntEnum):
+    """A level of the quality ladder; higher costs less."""
+
+    FULL = 0
+    NO_RESTORATION = 1
+    NO_ENHANCEMENT = 2
+    HALF_RATE = 3
+    PASS_THROUGH = 4
+
+
+class Idle(StrEnum):
+    """What the mouth does while the voice is silent."""
+
+    SOURCE = "source"
+    REST = "rest"
+
+
+class FaceState(StrEnum):
+    """What the tracker made of a frame."""
+
+    TRACKED = "tracked"
+    NONE = "none"
+    SMALL = "small"
+    PROFILE = "profile"
+    OCCLUDED = "occluded"
+    EDGE = "edge"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What a session asks of its engine, fixed for the session's life."""
+
+    idle: Idle = Idle.SOURCE
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFrame:
+    """One source frame and the place in the voice that is heard while it is seen.
+
+    voice_at: position, in samples at VOICE_RATE on the session's voice time line, heard at this frame.
+    voice_active: whether speech is heard at this frame or will be within the engine's look-ahead.
+    """
+
+    picture: Picture
+    time_us: int
+    voice_at: int
+    voice_active: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineWindow:
+    """Consecutive frames with the voice under them and the look-ahead beyond.
+
+    voice: (n,) float32 mono at VOICE_RATE whose first sample is at voice_start. Within an epoch each
+    window's voice_start equals the previous window's voice_start + len(voice); a new epoch, or a jump,
+    makes the engine restart its voice state from there. It reaches to the last frame's
+    voice_at + look-ahead at least; what the source has not said by then is silence.
+    """
+
+    frames: tuple[EngineFrame, ...]
+    voice: F32
+    voice_start: int
+    epoch: int
+    rung: Rung = Rung.FULL
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineOutput:
+    """One dubbed frame.
+
+    picture: same size as the source frame; equal to it, sample for sample, outside `region`.
+    region: even-aligned rectangle that may differ, or None where the frame passed through.
+    strength: 0 (source shown) .. 1 (dub shown) after presence fades.
+    """
+
+    picture: Picture
+    face: FaceState
+    region: Box | None
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineResult:
+    """Outputs in the order of the window's frames, and what each stage cost.
+
+    stage_ms: wall milliseconds per stage over the whole window, keyed by stage name.
+    """
+
+    outputs: tuple[EngineOutput, ...]
+    stage_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+class EngineSession(Protocol):
+    """An engine's state for one session. Used by one thread at a time."""
+
+    def process(self, window: EngineWindow) -> EngineResult:
+        """Dub one window. Frames must come in order of time_us."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back. Idempotent."""
+        ...
+
+
+class Engine(Protocol):
+    """A loaded face re-talker: shared weights, any number of sessions."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def look_ahead_us(self) -> int:
+        """Voice needed beyond a frame's own time before it can be drawn, in microseconds."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, str]:
+        """SHA-256 of every weight file in use, by file name."""
+        ...
+
+    def open_session(self, options: EngineOptions) -> EngineSession: ...
+
+
+class UnknownEngineError(ValueError):
+    """No engine has that name; the message lists those that exist."""
+
+
+def load_engine(name: str = "talkin", device: str = "auto") -> Engine:
+    """Load an engine by name.
+
+    device: "auto" (CUDA where there is one), "cpu" or "cuda[:N]".
+    Raises UnknownEngineError for an unknown name, and ValueError for a device that is not there.
+    """
+    if name == "talkin":
+        from retalk_models.talkin.engine import TalkinEngine
+
+        return TalkinEngine.load(device)
+    raise UnknownEngineError(f"unknown engine {name!r}; the engines are: talkin")

@@ -1,0 +1,1 @@
+"""The face in the picture: tracking, geometry, warping, compositing and presence."""

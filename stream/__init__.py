@@ -1,0 +1,1 @@
+"""Time: two unsynchronised inputs in, one synchronised output out. Knows no network and no net."""
