@@ -127,7 +127,7 @@ def pins(path: Path) -> dict[str, str]:
 
 
 def test_what_make_run_installs_is_complete_and_no_more(repository: Path) -> None:
-    """`make` installs run.txt with --no-deps, so a requirement that is missing there would only show at run time."""
+    """`make` installs run.txt with --no-deps: what is missing there would only show at run time."""
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     torch = pins(repository / "requirements" / "torch.txt")
     run = pins(repository / "requirements" / "run.txt")
