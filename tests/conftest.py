@@ -23,7 +23,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def clips() -> Path:
-    """The folder of real faces and voices, clips/{open,hard,train,speech}: beside the repository, never in it.
+    """The folder of real faces and voices, clips/{open,hard,train,speech}: beside the repository, not in it.
 
     RETALK_CLIPS names another place. Footage of real people cannot be shipped, so a checkout without the
     folder skips, and says so.
