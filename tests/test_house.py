@@ -143,6 +143,19 @@ def test_what_make_run_installs_is_complete_and_no_more(repository: Path) -> Non
     ) | set(run)
 
 
+def test_every_file_of_the_packages_is_installed(repository: Path) -> None:
+    """`pip install .` must serve the page and find the weights just as the checkout does."""
+    tools = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    rooms = {pattern.rstrip("*") for pattern in tools["packages"]["find"]["include"]}
+    patterns = ["*.py", *tools["package-data"]["*"]]
+    left_out = [
+        str(path.relative_to(repository))
+        for path in tracked(repository)
+        if path.relative_to(repository).parts[0] in rooms and not any(map(path.match, patterns))
+    ]
+    assert left_out == []
+
+
 def test_the_version_is_said_once(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     changelog = (repository / "CHANGELOG.md").read_text(encoding="utf-8")
