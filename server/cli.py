@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from server.console import ExitCode, guard
+from server.console import ExitCode, configure_logging, guard
+
+if TYPE_CHECKING:
+    from server.settings import Settings
 
 app = typer.Typer(
     name="retalk",
@@ -22,24 +26,61 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 models = typer.Typer(help="The weights that are here.", rich_markup_mode=None)
+train = typer.Typer(help="Reproduce the shipped weights.", rich_markup_mode=None)
 app.add_typer(models, name="models")
+app.add_typer(train, name="train")
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N].")]
+Engine = Annotated[str | None, typer.Option("--engine", help="Which face re-talker; default: talkin.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda[:N]; default: auto.")]
+Config = Annotated[
+    list[Path] | None,
+    typer.Option("--config", help="A settings file, over configs/default.yaml; may be repeated."),
+]
+Host = Annotated[str | None, typer.Option("--host", help="Address to listen on; default: 127.0.0.1.")]
+Port = Annotated[int | None, typer.Option("--port", help="Port to listen on; default: 8080.")]
+
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
+
+
+@app.command()
+def serve(
+    config: Config = None,
+    host: Host = None,
+    port: Port = None,
+    engine: Engine = None,
+    device: Device = None,
+) -> None:
+    """Serve the browser client, sessions over HTTP, and WebRTC."""
+    settings = read_settings(config, host=host, port=port, engine=engine, device=device)
+    configure_logging(settings.log_level)
+    from server.app import serve as run
+
+    run(settings)
+
+
+def read_settings(config: list[Path] | None, **options: str | int | None) -> Settings:
+    """The defaults, the named files, the environment, then the options. Raises SettingsError."""
+    from server.settings import load_settings
+
+    return load_settings([DEFAULT_CONFIG, *(config or ())], options)
 
 
 @app.command()
 def doctor(
-    host: Annotated[str, typer.Option(help="Address that would be listened on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port that would be listened on.", min=1, max=65535)] = 8080,
-    device: Device = "auto",
+    config: Config = None,
+    host: Host = None,
+    port: Port = None,
+    device: Device = None,
 ) -> None:
     """Check ports, codecs, device, weights and network, and say what to do about each finding."""
     from server.doctor import Verdict, examine
 
+    settings = read_settings(config, host=host, port=port, device=device)
     styles = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.BROKEN: "bold red"}
     console = Console(highlight=False, soft_wrap=True)
+    ice = [server.urls for server in settings.ice_servers]
     broken = 0
-    for finding in examine(host, port, device):
+    for finding in examine(settings.listen_host, settings.port, settings.device, ice):
         broken += finding.verdict is Verdict.BROKEN
         console.print(f"[{styles[finding.verdict]}]{finding.verdict:<6}[/] {finding.name}: ", end="")
         console.print(finding.detail, markup=False)
@@ -80,9 +121,33 @@ def models_verify(name: Annotated[str, typer.Argument(help="As `retalk models li
     print(f"{weights.path.name}: as shipped, SHA-256 {weights.actual}")
 
 
+OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Training parses its own options, so that it also runs where no server is installed."""
+
+
+@train.command("expression", context_settings=OWN_OPTIONS)
+def train_expression(context: typer.Context) -> None:
+    """Train the net that turns speech into lip and jaw movement (options: --help)."""
+    from retalk_models.talkin.train_expression import main as run
+
+    sys.argv = ["retalk train expression", *context.args]
+    run()
+
+
+@train.command("basis", context_settings=OWN_OPTIONS)
+def train_basis(context: typer.Context) -> None:
+    """Learn the linear lip and jaw basis that expressions are coefficients of (options: --help)."""
+    from retalk_models.talkin.train_basis import main as run
+
+    sys.argv = ["retalk train basis", *context.args]
+    run()
+
+
 def bad_input(error: Exception) -> bool:
     """Whether an error is the user's to mend. Looks only at what is loaded: a check must not import torch."""
     kinds = (
+        ("server.settings", "SettingsError"),
+        ("stream.errors", "InputError"),
         ("retalk_models.engine", "UnknownEngineError"),
         ("retalk_models.checkpoints", "UnknownWeightsError"),
     )

@@ -70,8 +70,8 @@ def _say(text: str) -> None:
     print(" ".join(text.split()), file=sys.stderr)
 
 
-def configure_logging(verbose: bool = False) -> None:
-    """Log to stderr: with colours on a terminal, plain lines elsewhere."""
+def configure_logging(level: str) -> None:
+    """Log to stderr, with colours on a terminal. level: debug, info, warning or error."""
     handler: logging.Handler
     if sys.stderr.isatty():
         handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
@@ -79,7 +79,7 @@ def configure_logging(verbose: bool = False) -> None:
     else:
         handler = logging.StreamHandler()
         form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format=form, handlers=[handler])
+    logging.basicConfig(level=level.upper(), format=form, handlers=[handler])
     for chatty in ("aioice", "aiortc", "libav", "matplotlib", "numba"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
