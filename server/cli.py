@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from server.console import ExitCode, configure_logging, guard
+from server.console import ExitCode, configure_logging, guard, silence_native_code
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -163,6 +163,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    silence_native_code()
     sys.exit(guard("retalk", lambda: app(standalone_mode=False), bad_input))
 
 

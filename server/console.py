@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -68,6 +69,23 @@ def guard(name: str, command: Callable[[], int | None], bad_input: Callable[[Exc
 
 def _say(text: str) -> None:
     print(" ".join(text.split()), file=sys.stderr)
+
+
+def silence_native_code() -> None:
+    """Send what native code writes to stderr nowhere, and keep Python's own stderr where it is.
+
+    MediaPipe writes four lines for every tracker that it makes, whatever its log level says, which would bury
+    the one line that a command has to say. A crash still leaves Python's traceback. RETALK_DEBUG=1 keeps all.
+    """
+    if os.environ.get("RETALK_DEBUG"):
+        return
+    sys.stderr.flush()
+    ours = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    sys.stderr = os.fdopen(ours, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    faulthandler.enable(sys.stderr)
 
 
 def configure_logging(level: str) -> None:
