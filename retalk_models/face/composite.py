@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import cv2
 import numpy as np
 
 from retalk_models.face.warp import WarpField
-from retalk_models.picture import F32, U8, Picture
-from retalk_models.talkin.mouth import MouthPatch
+from retalk_models.picture import F32, U8, Box, Picture
 
 
-def composite(picture: Picture, field: WarpField, mouth: MouthPatch | None, opacity: float) -> Picture:
+@dataclass(frozen=True, slots=True, eq=False)
+class Patch:
+    """Something drawn to be laid into a frame: y (h, w), uv (h / 2, w / 2, 2) and their covers, float32.
+
+    box: even-aligned frame pixels. cover: 0..1, 1 where only the patch shows.
+    """
+
+    box: Box
+    y: F32
+    uv: F32
+    cover_y: F32
+    cover_uv: F32
+
+
+def mix_patches(patches: Sequence[tuple[Patch, float]]) -> Patch | None:
+    """The weighted mean of patches with one box and cover; None of none."""
+    if not patches:
+        return None
+    first = patches[0][0]
+    if len(patches) == 1:
+        return first
+    y = sum((np.float32(weight) * patch.y for patch, weight in patches), np.zeros_like(first.y))
+    uv = sum((np.float32(weight) * patch.uv for patch, weight in patches), np.zeros_like(first.uv))
+    return replace(first, y=y, uv=uv)
+
+
+def composite(
+    picture: Picture, field: WarpField, mouth: Patch | None, opacity: float, fine: bool = True
+) -> Picture:
     """A copy of the picture with its face warped by field and the mouth's inside laid in.
 
-    opacity: 0..1, of the mouth's inside. Samples outside field.box are those of the picture; within it, where
+    opacity: 0..1, of the mouth's inside. fine: keep luma sharp, at twice the cost of not doing so. Samples outside field.box are those of the picture; within it, where
     the field's reach is 0, too.
     """
     out = picture.copy()
@@ -22,7 +52,8 @@ def composite(picture: Picture, field: WarpField, mouth: MouthPatch | None, opac
     reach = _at_native(field.reach, field, box.width, box.height)
     map_x = offsets[..., 0] + np.arange(box.left, box.right, dtype=np.float32)[None, :]
     map_y = offsets[..., 1] + np.arange(box.top, box.bottom, dtype=np.float32)[:, None]
-    luma = cv2.remap(picture.y, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    how = cv2.INTER_CUBIC if fine else cv2.INTER_LINEAR
+    luma = cv2.remap(picture.y, map_x, map_y, how, borderMode=cv2.BORDER_REPLICATE)
     half_x = (cv2.resize(map_x, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) - 0.5) / 2
     half_y = (cv2.resize(map_y, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) - 0.5) / 2
     chroma = [

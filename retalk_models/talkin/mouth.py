@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from retalk_models.face.composite import Patch
 from retalk_models.face.geometry import INNER_LIPS, Pose
 from retalk_models.picture import F32, U8, Box, Picture
 
@@ -100,20 +101,6 @@ class MouthTexture:
     light: F32
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MouthPatch:
-    """The drawn inside of the mouth for one frame: y (h, w), uv (h / 2, w / 2, 2) and their covers, float32.
-
-    box: even-aligned frame pixels. cover: 0..1, 1 where only the patch shows.
-    """
-
-    box: Box
-    y: F32
-    uv: F32
-    cover_y: F32
-    cover_uv: F32
-
-
 def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) -> MouthTexture | None:
     """A reference texture from a frame: the opening of its (478, 2 or 3) points with a margin; None off frame."""
     lips = points[[*UPPER, *LOWER], :2]
@@ -130,11 +117,18 @@ def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) ->
 
 
 def draw_mouth(
-    texture: MouthTexture, picture: Picture, points: F32, plane: TeethPlane, light: F32, softness: float
-) -> MouthPatch | None:
+    texture: MouthTexture,
+    picture: Picture,
+    points: F32,
+    plane: TeethPlane,
+    light: F32,
+    softness: float,
+    fine: bool = True,
+) -> Patch | None:
     """Fill the opening of the target points, (478, 2) pixels, with a texture.
 
     light: (3,) mean Y, U, V of the skin round the mouth in this frame. softness: the edge's width in pixels.
+    fine: match light and colour to the frame.
     Returns None where there is no opening to fill.
     """
     outline = np.concatenate([points[list(UPPER), :2], points[list(LOWER)[-2:0:-1], :2]])
@@ -148,8 +142,8 @@ def draw_mouth(
         return None
     x, y, shade = _reference_place(opening, texture.opening, plane, box)
     place = texture.plane.to_pixels(np.stack([x, y], axis=-1)) - np.array(texture.corner, np.float32)
-    gain = float(np.clip((light[0] - 16) / max(8.0, float(texture.light[0]) - 16), 0.5, 2.0))
-    tint = np.clip(light[1:] - texture.light[1:], -12, 12)
+    gain = 1.0 if not fine else float(np.clip((light[0] - 16) / max(8.0, float(texture.light[0]) - 16), 0.5, 2.0))
+    tint = np.clip(light[1:] - texture.light[1:], -12, 12) * float(fine)
     luma = cv2.remap(
         texture.y, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
     )
@@ -158,7 +152,7 @@ def draw_mouth(
         texture.uv, half, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     drawn = np.asarray(16 + (luma.astype(np.float32) - 16) * (gain * shade), np.float32)
-    return MouthPatch(
+    return Patch(
         box,
         drawn,
         np.asarray(chroma.astype(np.float32) + tint, np.float32),

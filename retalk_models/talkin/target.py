@@ -13,9 +13,11 @@ from retalk_models.face.geometry import (
     Pose,
     aperture,
     fit_pose,
+    from_canonical,
     lower_face_weights,
     to_canonical,
 )
+from retalk_models.face.tracker import ShapeFilter
 from retalk_models.picture import F32
 from retalk_models.talkin.basis import ExpressionBasis
 
@@ -37,12 +39,25 @@ a sliver of tooth carried along with the lip shows at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ObservedFace:
+    """A tracked frame, factorised and steadied.
+
+    points: (478, 3) pixels. shape: the same, canonical. opening: its aperture, canonical units, at least 0.
+    """
+
+    points: F32
+    pose: Pose
+    shape: F32
+    opening: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TargetFace:
     """One frame's two geometries.
 
     source: (478, 2) where the frame's own points are sampled; target: (478, 2) where they shall lie. Pixels.
     depth: (478,) pixels, larger is farther.
-    opening: aperture drawn, source_opening: the frame's own; canonical units, at least 0.
+    opening: aperture drawn, canonical units, at least 0.
     """
 
     source: F32
@@ -50,7 +65,6 @@ class TargetFace:
     depth: F32
     pose: Pose
     opening: float
-    source_opening: float
 
 
 class OpeningRange:
@@ -93,11 +107,13 @@ class TargetGeometry:
         self._range = OpeningRange()
         self._neutral: F32 | None = None
         self._settle = np.zeros(3, np.float32)
+        self._filter = ShapeFilter()
 
     def reset(self) -> None:
         """Forget the person, as after a cut."""
         self._identity.reset()
         self._range.reset()
+        self._filter.reset()
         self._neutral = None
         self._settle = np.zeros(3, np.float32)
 
@@ -110,13 +126,13 @@ class TargetGeometry:
         """(478, 3) this person's canonical neutral shape as used for drawing; None before the first frame."""
         return self._neutral
 
-    def observe(self, points: F32, elapsed_s: float) -> tuple[Pose, F32]:
+    def observe(self, points: F32, elapsed_s: float) -> ObservedFace:
         """Take in one tracked frame, (478, 3) pixels, elapsed_s after the one before.
 
-        Returns its pose and its own canonical shape.
+        Raises ValueError for points that are not finite.
         """
         pose = fit_pose(points, self._neutral)
-        shape = to_canonical(points, pose)
+        shape = self._filter(to_canonical(points, pose), elapsed_s)
         self._identity.update(shape)
         estimate = self._identity.neutral
         if self._neutral is None:
@@ -128,26 +144,34 @@ class TargetGeometry:
         rest = (offsets - self._basis.apply(own))[list(OUTER_LIPS)].mean(axis=0)
         self._settle = self._settle + _blend(elapsed_s, _SETTLE_S) * (rest - self._settle)
         self._range.update(float(own[0]))
-        return pose, shape
+        return ObservedFace(from_canonical(shape, pose), pose, shape, max(0.0, aperture(shape)))
 
-    def target(self, points: F32, pose: Pose, shape: F32, expression: F32, strength: float) -> TargetFace:
-        """Geometry for one frame.
+    def bounded(self, expression: F32) -> F32:
+        """(K,) coefficients of a voice, kept plausible for this person."""
+        out = np.clip(expression, -3.5, 3.5).astype(np.float32)
+        out[0] = self._range.bound(float(expression[0]))
+        return out
 
-        points: (478, 3) pixels and their pose and canonical shape, as observed. expression: (K,) coefficients
-        of the voice. strength: 0 leaves the frame's own mouth, 1 draws the voice's.
+    def target(self, face: ObservedFace, expression: F32, strength: float) -> TargetFace:
+        """Geometry for one observed frame.
+
+        expression: (K,) coefficients of the voice. strength: 0 leaves the frame's own mouth, 1 draws the voice's.
         """
-        neutral = self._neutral if self._neutral is not None else shape
+        neutral = self._neutral if self._neutral is not None else face.shape
         spoken = neutral + self._basis.apply(expression) + self._settle
-        change = strength * self._weights * (spoken - shape)
-        moved = points + pose.scale * change @ pose.rotation.T
-        opening = max(0.0, aperture(shape + change))
-        own = max(0.0, aperture(shape))
-        sampled = points[:, :2].copy()
-        flesh = _FLESH * strength * float(np.clip(max(opening, own) / 0.03, 0, 1))
+        change = strength * self._weights * (spoken - face.shape)
+        moved = face.points + face.pose.scale * change @ face.pose.rotation.T
+        opening = max(0.0, aperture(face.shape + change))
+        sampled = face.points[:, :2].copy()
+        flesh = _FLESH * strength * float(np.clip(max(opening, face.opening) / 0.03, 0, 1))
         inner, outer = list(INNER_LIPS), list(OUTER_LIPS)
         sampled[inner] += flesh * (sampled[outer] - sampled[inner])
         return TargetFace(
-            sampled, np.asarray(moved[:, :2], np.float32), np.asarray(moved[:, 2], np.float32), pose, opening, own
+            sampled,
+            np.asarray(moved[:, :2], np.float32),
+            np.asarray(moved[:, 2], np.float32),
+            face.pose,
+            opening,
         )
 
 
