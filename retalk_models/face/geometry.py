@@ -41,8 +41,8 @@ CHIN = (152, 148, 377, 176, 400, 149, 378, 175, 199, 200, 171, 396, 140, 369, 20
 """Points that ride on the jaw bone under the lower lip."""
 
 STABLE = (
-    33, 133, 263, 362, 168, 6, 197, 195, 8, 9, 151, 10, 127, 356, 162, 389, 21, 251, 54, 284, 103, 332, 67, 297,
-    109, 338,
+    33, 133, 263, 362, 168, 6, 197, 195, 8, 9, 151, 10, 127, 356, 162, 389, 21, 251, 54, 284, 103, 332,
+    67, 297, 109, 338,
 )  # fmt: skip
 """Points that neither speech nor brows move much: eye corners, nose bridge, forehead, temples."""
 
@@ -79,7 +79,7 @@ def _stable_weights() -> F32:
     weights = np.ones(len(STABLE), np.float32)
     for place, index in enumerate(STABLE):
         weights[place] = 3.0 if index in _EYE_CORNERS else 2.0 if index in _BRIDGE else 1.0
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum(), np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,7 +163,7 @@ def aperture(shape: F32) -> float:
 
 
 def lip_opening(points: F32) -> float:
-    """Inner lip gap (13 to 14) over face height (10 to 152), both in the picture plane; pixels or canonical."""
+    """Inner lip gap (13 to 14) over face height (10 to 152), both in the picture plane."""
     return float(
         np.linalg.norm(points[13, :2] - points[14, :2]) / np.linalg.norm(points[10, :2] - points[152, :2])
     )
@@ -205,7 +205,7 @@ class IdentityEstimator:
     """
 
     def __init__(self, basis: LipJawBasis, memory: int = 500, history: int = 300) -> None:
-        """memory: frames over which the settled mean forgets; history: coefficients kept (bounds the state)."""
+        """memory: frames over which the settled mean forgets; history: coefficients kept."""
         self._basis = basis
         self._memory = memory
         self._history: deque[F32] = deque(maxlen=history)
@@ -256,7 +256,7 @@ class IdentityEstimator:
         opening = kept[:, 0]
         # The very lowest are often blinks of the tracker; the quantile's own neighbourhood is steady.
         limit = np.quantile(opening, CLOSED_QUANTILE)
-        origin = np.median(kept[opening <= limit], axis=0).astype(np.float32)
+        origin: F32 = np.asarray(np.median(kept[opening <= limit], axis=0), np.float32)
         neutral = template() + self._residual + self._basis.apply(origin)
         origin[0] -= max(0.0, aperture(neutral) - CLOSED_GAP)
         return origin
@@ -270,4 +270,4 @@ class IdentityEstimator:
 
     def expression(self, shape: F32) -> F32:
         """(K,) coefficients of a canonical shape relative to this person's neutral."""
-        return self._basis.project(shape - self.neutral)
+        return self._basis.project(np.asarray(shape - self.neutral, np.float32))

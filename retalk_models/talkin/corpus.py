@@ -67,7 +67,7 @@ class ClipTrack:
     @property
     def found(self) -> NDArray[np.bool_]:
         """(n,) whether a face was found."""
-        return np.isfinite(self.points[:, 0, 0])
+        return np.asarray(np.isfinite(self.points[:, 0, 0]), np.bool_)
 
 
 def read_catalogue(clips: Path, subset: str) -> list[ClipEntry]:

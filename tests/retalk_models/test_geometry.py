@@ -72,7 +72,7 @@ def test_bad_points_are_refused() -> None:
 def test_template_is_symmetric_and_shut() -> None:
     template, mirror = geometry.template(), geometry.mirror_index()
     assert (mirror[mirror] == np.arange(478)).all()
-    assert mirror[33] == 263 and mirror[61] == 291 and mirror[152] == 152
+    assert mirror[[33, 61, 152]].tolist() == [263, 291, 152]
     assert np.abs(template[mirror] * (-1, 1, 1) - template).max() < 0.01
     assert geometry.aperture(template) == pytest.approx(geometry.CLOSED_GAP, abs=1e-3)
     assert np.linalg.norm(template[33] - template[263]) == pytest.approx(1.0, abs=0.01)
@@ -80,10 +80,11 @@ def test_template_is_symmetric_and_shut() -> None:
 
 def test_lower_face_weights_hold_the_upper_face_still() -> None:
     weights = geometry.lower_face_weights()
-    assert weights.min() >= 0 and weights.max() <= 1
+    assert weights.min() >= 0
+    assert weights.max() <= 1
     assert (weights[list(geometry.OUTER_LIPS)] == 1).all()
     assert weights[152] == 1
-    assert (weights[list(geometry.STABLE)] == 0).all() and weights[4] == 0
+    assert (weights[[*geometry.STABLE, 4]] == 0).all()
 
 
 def _talker(basis: ExpressionBasis, identity: F32, frames: int, seed: int) -> list[F32]:
