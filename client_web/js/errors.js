@@ -82,13 +82,29 @@ const EXPLANATIONS = {
     title: "Picture and sound found no way through the network.",
     todo: "A firewall may block UDP. Try another network, or ask whoever runs this server for a TURN relay.",
   },
-  "server-full": {
+  full: {
     title: "The server is full.",
     todo: "Every place is taken. Wait a minute, then press Start again.",
+  },
+  loading: {
+    title: "The server is still getting ready.",
+    todo: "It is loading its engine. Wait a few seconds, then press Start again.",
+  },
+  draining: {
+    title: "The server is about to shut down.",
+    todo: "It takes no new sessions. Try again later.",
+  },
+  mark_required: {
+    title: "This server marks every dubbed picture.",
+    todo: "Tick “Show a mark” under Options, then press Start again.",
   },
   "key-needed": {
     title: "This server asks for a key.",
     todo: "Enter it under Options, then press Start again.",
+  },
+  replaced: {
+    title: "Another page has taken over this session.",
+    todo: "Press Start to begin a new one here.",
   },
   "session-gone": { title: "The server has ended this session.", todo: "Press Start to begin a new one." },
 };
@@ -136,8 +152,9 @@ export function deviceError(error, device) {
  */
 export function serverError(body, status) {
   const error = /** @type {{error?: {code?: string, message?: string, hint?: string}}} */ (body ?? {}).error ?? {};
-  if (status === 503) return new ClientError("server-full", error.message, { hint: error.hint, status });
-  if (status === 401 || status === 403) return new ClientError("key-needed", error.message, { hint: error.hint, status });
+  if (error.code && error.code in EXPLANATIONS) return new ClientError(error.code, error.message, { hint: error.hint, status });
+  if (status === 503) return new ClientError("full", error.message, { hint: error.hint, status });
+  if (status === 401) return new ClientError("key-needed", error.message, { hint: error.hint, status });
   if (status === 502 || status === 504) return new ClientError("server-gone", `HTTP ${status}`, { status });
   return new ClientError(error.code ?? `http-${status}`, error.message ?? `The server answered ${status}.`, {
     hint: error.hint,

@@ -8,6 +8,13 @@ import { fetchSample } from "./voice.js";
 const page = new Page();
 const supported = "RTCPeerConnection" in window && "WebSocket" in window && "OfflineAudioContext" in window;
 
+const SAID = {
+  finished: "The voice has finished",
+  interrupted: "The voice was interrupted",
+  refused: "The voice was refused",
+  replaced: "Another speaker has taken the voice over",
+};
+
 /** @type {Session | null} */
 let session = null;
 
@@ -69,10 +76,10 @@ function start() {
     page.showProgress(playedMs, totalMs);
     buttons();
     if (!speaking) {
-      const said = how === "finished" ? "The voice has finished. Speak again, or stop." : "The voice was interrupted.";
-      page.showState("live", said);
+      page.showState("live", SAID[/** @type {keyof typeof SAID} */ (how)]);
     } else if (page.state === "live") page.showState("live", "Live");
   });
+  on("warning", ({ error }) => page.showAlert(explain(error)));
   on("failed", ({ error }) => {
     session = null;
     page.clearPictures();

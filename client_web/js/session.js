@@ -13,32 +13,31 @@
 
 import { createSession, deleteSession, socketUrl } from "./api.js";
 import { ClientError, deviceError, serverError } from "./errors.js";
-import { BrowserMeter } from "./figures.js";
-import { Signal } from "./signal.js";
+import { Peer } from "./peer.js";
 import { decodeSpeech, Utterance } from "./voice.js";
 
 const CAMERA = { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 25, max: 30 } };
-const METER_MS = 1000;
-const CONNECT_MS = 20_000;
 const RETRY_MS = [500, 1000, 2000, 4000, 6000];
+/** What a server that is just restarting answers with. */
+const PASSING = new Set(["server-gone", "connection-failed", "loading"]);
 
 /**
  * Events, each a CustomEvent:
  * `state` {state: "starting" | "live" | "reconnecting", text}, `source` {stream}, `dubbed` {stream},
- * `stats` {server}, `browser` {figures}, `voice` {playedMs, totalMs, speaking},
+ * `stats` {server}, `browser` {figures}, `voice` {playedMs, totalMs, speaking, how},
+ * `warning` {error}: something was refused and the session goes on,
  * `failed` {error}: the session has ended itself and given everything back.
  */
 export class Session extends EventTarget {
   #abort = new AbortController();
   #over = false;
   #info = /** @type {import("./api.js").SessionInfo | null} */ (null);
-  #pc = /** @type {RTCPeerConnection | null} */ (null);
-  #signal = /** @type {Signal | null} */ (null);
+  #peer = /** @type {Peer | null} */ (null);
   #utterance = /** @type {Utterance | null} */ (null);
   #pcm = /** @type {Int16Array<ArrayBuffer> | null} */ (null);
   #local = new MediaStream();
-  #timer = 0;
   #reconnecting = false;
+  #refusal = /** @type {ClientError | null} */ (null);
 
   /** @param {Choices} choices */
   constructor(choices) {
@@ -80,8 +79,11 @@ export class Session extends EventTarget {
       if (mine()) this.#emit("voice", { .../** @type {CustomEvent} */ (event).detail, speaking: true });
     });
     utterance.addEventListener("finished", () => mine() && this.#spoken("finished"));
+    utterance.addEventListener("replaced", () => mine() && this.#spoken("replaced"));
     utterance.addEventListener("refused", (event) => {
-      if (mine()) this.#fail(serverError(/** @type {CustomEvent} */ (event).detail, 0));
+      if (!mine()) return;
+      this.#spoken("refused");
+      this.#emit("warning", { error: serverError(/** @type {CustomEvent} */ (event).detail, 0) });
     });
     utterance.addEventListener("lost", () => mine() && this.#reconnect());
     this.#emit("voice", { playedMs: utterance.playedMs, totalMs: utterance.totalMs, speaking: true });
@@ -93,7 +95,7 @@ export class Session extends EventTarget {
       this.#utterance.interrupt();
       this.#spoken("interrupted");
     } else {
-      this.#signal?.send({ type: "interrupt" });
+      this.#peer?.interruptMicrophone();
     }
   }
 
@@ -107,7 +109,7 @@ export class Session extends EventTarget {
     if (this.#info) await deleteSession(this.#info);
   }
 
-  /** @param {"finished" | "interrupted"} how */
+  /** @param {"finished" | "interrupted" | "refused" | "replaced"} how */
   #spoken(how) {
     const ended = this.#utterance;
     this.#utterance = null;
@@ -151,38 +153,21 @@ export class Session extends EventTarget {
       await deleteSession(this.#info);
       this.#check();
     }
-    const info = this.#info;
-    const signal = new Signal(socketUrl(info, "signal"));
-    const pc = new RTCPeerConnection({ iceServers: info.ice_servers ?? [], bundlePolicy: "max-bundle" });
-    this.#signal = signal;
-    this.#pc = pc;
-    this.#addMedia(pc);
-    this.#receive(pc);
-    pc.addEventListener("icecandidate", (event) => {
-      if (event.candidate) signal.send({ type: "candidate", candidate: event.candidate.toJSON() });
-    });
-    signal.addEventListener("message", (event) => {
-      this.#heard(/** @type {CustomEvent} */ (event).detail, pc).catch((error) => this.#fail(error));
-    });
-    const lost = new Promise((_, reject) => {
-      signal.addEventListener("lost", () => reject(new ClientError("server-gone", "signalling closed")));
-    });
-    lost.catch(() => {});
-    await Promise.race([signal.opened(), lost]);
-    await pc.setLocalDescription();
-    signal.send({ type: "offer", role: this.#role(), sdp: pc.localDescription?.sdp });
-    await Promise.race([this.#established(pc), lost]);
+    const peer = new Peer(this.#info, this.#local);
+    this.#peer = peer;
+    for (const passed of ["dubbed", "stats", "browser"]) {
+      peer.addEventListener(passed, (event) => this.#emit(passed, /** @type {CustomEvent} */ (event).detail));
+    }
+    peer.addEventListener("dismissed", (event) => this.#dismissed(/** @type {CustomEvent} */ (event).detail.reason));
+    await peer.connect(this.#abort.signal);
     this.#check();
-    signal.addEventListener("lost", () => this.#reconnect());
-    pc.addEventListener("connectionstatechange", () => {
-      if (pc === this.#pc && pc.connectionState === "failed") this.#reconnect();
+    peer.addEventListener("lost", () => this.#reconnect());
+    // Once live, a refusal costs no more than what was refused, unless the server dismisses the peer for it.
+    peer.addEventListener("refused", (event) => {
+      this.#refusal = /** @type {CustomEvent} */ (event).detail.error;
+      this.#emit("warning", { error: this.#refusal });
     });
-    this.#meter(pc, signal);
     this.#say("live", "Live");
-  }
-
-  #role() {
-    return this.#local.getTracks().length > 0 ? "duplex" : "viewer";
   }
 
   /** @returns {import("./api.js").SessionRequest} */
@@ -191,77 +176,18 @@ export class Session extends EventTarget {
     return { source, consent: true, latency_budget_ms: budgetMs, idle, mark };
   }
 
-  /** @param {RTCPeerConnection} pc */
-  #addMedia(pc) {
-    for (const kind of ["video", "audio"]) {
-      const track = this.#local.getTracks().find((each) => each.kind === kind);
-      if (track) pc.addTransceiver(track, { direction: "sendrecv", streams: [this.#local] });
-      else pc.addTransceiver(kind, { direction: "recvonly" });
-    }
-  }
-
-  /** @param {RTCPeerConnection} pc */
-  #receive(pc) {
-    const stream = new MediaStream();
-    pc.addEventListener("track", (event) => {
-      // The server has paired picture and sound already; a browser's own buffering only adds latency.
-      const receiver = /** @type {RTCRtpReceiver & {jitterBufferTarget?: number, playoutDelayHint?: number}} */ (event.receiver);
-      if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
-      if ("playoutDelayHint" in receiver) receiver.playoutDelayHint = 0;
-      stream.addTrack(event.track);
-      this.#emit("dubbed", { stream });
-    });
-  }
-
-  /**
-   * @param {any} message
-   * @param {RTCPeerConnection} pc
-   */
-  async #heard(message, pc) {
-    if (pc !== this.#pc || this.#over) return;
-    if (message.type === "answer") await pc.setRemoteDescription({ type: "answer", sdp: message.sdp });
-    else if (message.type === "candidate" && message.candidate) await pc.addIceCandidate(message.candidate).catch(() => {});
-    else if (message.type === "stats") this.#emit("stats", { server: message });
-    else if (message.type === "error") this.#fail(serverError(message, 0));
-    else if (message.type === "bye") this.#fail(new ClientError("session-gone", message.reason));
-  }
-
-  /** @param {RTCPeerConnection} pc */
-  #established(pc) {
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => reject(new ClientError("connection-failed", "no connection in time")), CONNECT_MS);
-      pc.addEventListener("connectionstatechange", () => {
-        if (pc.connectionState === "connected") resolve(undefined);
-        else if (pc.connectionState === "failed") reject(new ClientError("connection-failed", "ICE or DTLS failed"));
-        else return;
-        clearTimeout(timer);
-      });
-      this.#abort.signal.addEventListener("abort", () => {
-        clearTimeout(timer);
-        reject(new DOMException("stopped", "AbortError"));
-      });
-    });
-  }
-
-  /**
-   * @param {RTCPeerConnection} pc
-   * @param {Signal} signal
-   */
-  #meter(pc, signal) {
-    const meter = new BrowserMeter(pc);
-    this.#timer = window.setInterval(async () => {
-      const figures = await meter.read().catch(() => null);
-      if (!figures || pc !== this.#pc) return;
-      this.#emit("browser", { figures });
-      signal.send({ type: "stats", ...figures });
-    }, METER_MS);
+  /** @param {string} reason */
+  #dismissed(reason) {
+    if (reason === "vanished" || reason === "timeout" || reason === "failed") this.#reconnect();
+    else if (reason === "refused") this.#fail(this.#refusal ?? new ClientError("session-gone"));
+    else if (reason === "replaced") this.#fail(new ClientError("replaced"));
+    else if (reason !== "closed") this.#fail(new ClientError("session-gone"));
   }
 
   async #reconnect() {
     if (this.#over || this.#reconnecting) return;
     this.#reconnecting = true;
     const from = this.#utterance?.position ?? null;
-    this.#utterance = null;
     this.#disconnect();
     try {
       await this.#retry();
@@ -284,20 +210,17 @@ export class Session extends EventTarget {
       } catch (error) {
         this.#disconnect();
         const last = attempt === RETRY_MS.length - 1;
-        if (last || !(error instanceof ClientError) || error.code !== "server-gone") throw error;
+        if (last || !(error instanceof ClientError) || !PASSING.has(error.code)) throw error;
       }
     }
   }
 
-  /** Closes peer connection, sockets and timer; local media stays. */
+  /** Closes peer connection and sockets; local media stays. */
   #disconnect() {
-    clearInterval(this.#timer);
     this.#utterance?.close();
     this.#utterance = null;
-    this.#signal?.close();
-    this.#signal = null;
-    this.#pc?.close();
-    this.#pc = null;
+    this.#peer?.close();
+    this.#peer = null;
   }
 
   #check() {

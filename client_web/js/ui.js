@@ -217,12 +217,14 @@ export class Page {
   #drawFigures() {
     const server = this.#server;
     const browser = this.#browser;
-    const latency = server.latency_ms ?? null;
+    const latency = server.added_latency_ms?.p50 ?? null;
+    const p95 = server.added_latency_ms?.p95 ?? null;
     if (latency !== null) this.#latencies = [...this.#latencies, latency].slice(-SPARK_POINTS);
     figure("latency", whole(latency), this.#budgetMs > 0 && latency > this.#budgetMs);
-    html("sub-latency").textContent = this.#budgetMs ? `limit ${this.#budgetMs} ms` : "from arrival to release";
+    const limit = this.#budgetMs ? `limit ${this.#budgetMs} ms` : "from arrival to release";
+    html("sub-latency").textContent = p95 === null ? limit : `95 % within ${whole(p95)} ms, ${limit}`;
     this.#drawSpark();
-    const skew = browser.skewMs ?? server.skew_ms ?? null;
+    const skew = browser.skewMs ?? server.skew_ms?.p50 ?? server.skew_ms ?? null;
     figure("skew", signed(skew), skew !== null && (skew > SKEW_EARLY_MS || skew < -SKEW_LATE_MS));
     html("sub-skew").textContent =
       skew === null ? "sound against lips" : Math.abs(skew) < 5 ? "sound and lips together" : skew > 0 ? "sound before lips" : "sound after lips";
@@ -235,6 +237,9 @@ export class Page {
     const advice = html("advice");
     advice.hidden = !face.advice;
     if (advice.textContent !== face.advice) advice.textContent = face.advice;
+    figure("voice", server.speaking === undefined ? "–" : server.speaking ? "Speaking" : "Silent");
+    html("sub-voice").textContent =
+      server.voice_buffered_ms === undefined ? "as the server hears it" : `${(server.voice_buffered_ms / 1000).toFixed(1)} s in store`;
     figure("buffer", whole(browser.bufferMs ?? null));
     html("sub-buffer").textContent = browser.dropped ? `${browser.dropped} frames dropped` : "waiting to be shown";
     this.#drawTable();

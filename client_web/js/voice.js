@@ -52,12 +52,12 @@ export async function fetchSample(signal) {
  * One utterance on one voice socket, sent only as fast as the server gives credit.
  *
  * Events: `progress` (detail: {playedMs, totalMs}), `finished` when the last sample was heard,
- * `refused` (detail: what the server said), `lost` when the socket closes before either.
+ * `refused` (detail: what the server said), `replaced` when another speaker took the voice over, `lost` when the socket closes before either.
  */
 export class Utterance extends EventTarget {
   #creditMs = 0;
   #sent = 0;
-  #started = /** @type {number | null} */ (null);
+  #timer = 0;
   #over = false;
 
   /**
@@ -69,19 +69,16 @@ export class Utterance extends EventTarget {
     super();
     this.pcm = pcm;
     this.playedMs = (1000 * from) / RATE;
-    this.#from = from;
     this.#sent = from;
     this.socket = new WebSocket(url);
     this.socket.addEventListener("open", () => {
       this.#send({ type: "start", rate: RATE, channels: 1, format: "s16le" });
     });
     this.socket.addEventListener("message", (event) => this.#received(event));
-    this.socket.addEventListener("close", () => {
-      if (!this.#over) this.#finish("lost");
+    this.socket.addEventListener("close", (event) => {
+      if (!this.#over) this.#finish(event.reason === "replaced" ? "replaced" : "lost");
     });
   }
-
-  #from;
 
   get totalMs() {
     return (1000 * this.pcm.length) / RATE;
@@ -101,6 +98,7 @@ export class Utterance extends EventTarget {
 
   close() {
     this.#over = true;
+    clearTimeout(this.#timer);
     this.socket.close(1000);
   }
 
@@ -109,7 +107,7 @@ export class Utterance extends EventTarget {
     if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
-  /** @param {"finished" | "lost"} event */
+  /** @param {"finished" | "lost" | "replaced"} event */
   #finish(event) {
     this.close();
     this.dispatchEvent(new Event(event));
@@ -123,7 +121,7 @@ export class Utterance extends EventTarget {
       this.#creditMs += message.ms;
       this.#pump();
     } else if (message.type === "playhead") {
-      this.#heard(message.played_ms, message.buffered_ms);
+      this.#heard(message.buffered_ms);
     } else if (message.type === "error") {
       this.close();
       this.dispatchEvent(new CustomEvent("refused", { detail: message }));
@@ -141,14 +139,14 @@ export class Utterance extends EventTarget {
     }
   }
 
-  /**
-   * @param {number} playedMs    what the server has played of this voice
-   * @param {number} bufferedMs  what it holds and has not played
-   */
-  #heard(playedMs, bufferedMs) {
-    this.#started ??= playedMs;
-    this.playedMs = Math.min(this.totalMs, (1000 * this.#from) / RATE + playedMs - this.#started);
+  /** @param {number} bufferedMs  what the server holds and has not played */
+  #heard(bufferedMs) {
+    const sentMs = (1000 * this.#sent) / RATE;
+    this.playedMs = Math.max(this.playedMs, Math.min(this.totalMs, sentMs - bufferedMs));
     this.dispatchEvent(new CustomEvent("progress", { detail: { playedMs: this.playedMs, totalMs: this.totalMs } }));
-    if (this.#sent === this.pcm.length && bufferedMs <= 0) this.#finish("finished");
+    if (this.#sent < this.pcm.length) return;
+    // The server reports only while it holds something, so the last report is not always the empty one.
+    clearTimeout(this.#timer);
+    this.#timer = window.setTimeout(() => !this.#over && this.#finish("finished"), bufferedMs > 0 ? bufferedMs + 300 : 0);
   }
 }
