@@ -1,0 +1,477 @@
+"""The registry of sessions: create, find, admit or refuse, drain, close."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from retalk_models.engine import Idle
+from server.auth import new_secret, same
+from server.errors import ApiError, forbidden, invalid, unauthorised, unavailable, unknown_session
+from server.inlet import VideoInlet, VoiceInlet
+from server.metrics import Metrics
+from server.peers import End, Peer, Role
+from server.settings import Settings
+from stream.clock import Clock
+from stream.encode import Codec, EncodedHub, Subscription
+from stream.errors import VoiceFull
+from stream.source import SourceBuffer
+from stream.stats import SessionStats, Spread
+from stream.voice import VoiceFormat, VoiceTrack
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_PRESENTER = "sample"
+OBSERVE_INTERVAL_S = 1.0
+RETRY_FULL_S = 15
+RETRY_LOADING_S = 5
+
+
+class FileSource(BaseModel):
+    """A presenter: a file of the operator's presenters folder, or "sample"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str = Field(min_length=1, max_length=200)
+
+
+class SessionRequest(BaseModel):
+    """The body of POST /v1/sessions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Literal["webrtc"] | FileSource = "webrtc"
+    engine: str | None = Field(None, max_length=64)
+    consent: bool = Field(False, strict=True)
+    latency_budget_ms: int | None = None
+    idle: Idle = Idle.SOURCE
+    mark: bool = Field(True, strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """A request that was found to be possible.
+
+    presenter: None where the source publishes over WebRTC, else a file's path or SAMPLE_PRESENTER.
+    """
+
+    presenter: Path | str | None
+    latency_budget_ms: int
+    idle: Idle
+    mark: bool
+
+
+class Stream(Protocol):
+    """What is used of stream.session.Session."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def source(self) -> SourceBuffer: ...
+
+    @property
+    def voice(self) -> VoiceTrack: ...
+
+    @property
+    def hub(self) -> EncodedHub: ...
+
+    def stats(self) -> SessionStats: ...
+
+    def interrupt(self) -> int: ...
+
+    async def run(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+OpenStream = Callable[[SessionPlan], Awaitable[Stream]]
+"""Makes a session's stream. Raises stream.errors.InputError for a presenter that cannot be used."""
+
+
+class HostedSession:
+    """One session as the network sees it: its stream, who may join, and who has."""
+
+    def __init__(self, plan: SessionPlan, stream: Stream, settings: Settings, metrics: Metrics) -> None:
+        self.id = new_secret()
+        self.token = new_secret()
+        self.plan = plan
+        self.ended = asyncio.Event()
+        self.created_at = time.monotonic()
+        self.client_stats: dict[str, float] = {}
+        self._stream = stream
+        self._settings = settings
+        self._metrics = metrics
+        self._peers: dict[Peer, Callable[[Peer, End, ApiError | None], None]] = {}
+        self._joined: set[object] = set()
+        self._speakers: list[tuple[object, asyncio.Event]] = []
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self.on_idle: Callable[[], None] = lambda: None
+
+    @property
+    def voice(self) -> VoiceTrack:
+        return self._stream.voice
+
+    def played_ms(self) -> int:
+        """How much of the voice time line has been heard, in milliseconds."""
+        return self._stream.stats().played_ms
+
+    def interrupt(self) -> int:
+        """Silence the voice everywhere, at once; gives the new epoch."""
+        return self._stream.interrupt()
+
+    # --- who is there
+
+    def join(self, who: object) -> None:
+        """Someone is connected: the session is in use."""
+        self._joined.add(who)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+    def leave(self, who: object) -> None:
+        """Someone has gone; a session without anybody ends after the idle timeout."""
+        self._joined.discard(who)
+        self.watch_idleness()
+
+    def watch_idleness(self) -> None:
+        if self._joined or self._idle_timer is not None or self.ended.is_set():
+            return
+        loop = asyncio.get_running_loop()
+        self._idle_timer = loop.call_later(self._settings.idle_timeout_s, lambda: self.on_idle())
+
+    # --- the voice: whoever claimed it last holds it
+
+    def claim_voice(self, who: object) -> asyncio.Event:
+        """Take the voice over. The event given is set when someone else takes it."""
+        for _, lost in self._speakers:
+            lost.set()
+        claim = asyncio.Event()
+        self._speakers.append((who, claim))
+        return claim
+
+    def holds_voice(self, who: object) -> bool:
+        """Whether `who` is the one that is heard."""
+        return bool(self._speakers) and self._speakers[-1][0] is who
+
+    def release_voice(self, who: object) -> None:
+        """Give the voice back to whoever held it before and is still there."""
+        self._speakers = [(holder, lost) for holder, lost in self._speakers if holder is not who]
+
+    # --- peers
+
+    def new_peer(self, role: Role, on_end: Callable[[Peer, End, ApiError | None], None]) -> Peer:
+        """A peer of this session, not negotiated yet. Raises ApiError (503) beyond max_viewers."""
+        if self.ended.is_set():
+            raise unknown_session()
+        watching = sum(peer.role.watches for peer in self._peers)
+        if role.watches and watching >= self._settings.max_viewers:
+            raise unavailable(
+                "viewers_full",
+                f"this session has {watching} viewers already",
+                "try again when one has left",
+                RETRY_FULL_S,
+            )
+        peer = Peer(role, self, self._settings, self._peer_ended)
+        self._peers[peer] = on_end
+        self.join(peer)
+        self._metrics.peers_opened.labels(role).inc()
+        return peer
+
+    async def replace_source(self, newcomer: Peer) -> None:
+        """A session has one source: end the peers that were it before."""
+        for peer in [p for p in self._peers if p is not newcomer and p.is_source]:
+            await peer.close(End.REPLACED)
+
+    def _peer_ended(self, peer: Peer, reason: End, fault: ApiError | None) -> None:
+        on_end = self._peers.pop(peer, None)
+        self.release_voice(peer)
+        self._metrics.peers_ended.labels(peer.role, reason).inc()
+        self.leave(peer)
+        if on_end is not None:
+            on_end(peer, reason, fault)
+
+    def video_inlet(self, loop: asyncio.AbstractEventLoop) -> VideoInlet:
+        """Where a source's decoded frames go."""
+        return VideoInlet(loop, self._stream.clock, self._stream.source.push)
+
+    def voice_inlet(self, loop: asyncio.AbstractEventLoop, owner: object) -> VoiceInlet:
+        """Where a speaker's decoded audio goes, for as long as that speaker holds the voice."""
+        self.claim_voice(owner)
+
+        def push(samples: NDArray[Any], form: VoiceFormat) -> None:
+            if not self.holds_voice(owner):
+                return
+            with contextlib.suppress(VoiceFull):  # a live speaker cannot be slowed down, only not be heard
+                self.voice.push(samples, form, realtime=True)
+
+        return VoiceInlet(loop, push)
+
+    def subscribe(self, codec: Codec) -> Subscription:
+        """A viewer's share of the encoded output."""
+        return self._stream.hub.subscribe(codec)
+
+    # --- figures
+
+    def note_client_stats(self, report: Mapping[str, Any]) -> None:
+        """Keep what a page measured: a few finite numbers, the last of each."""
+        for name, value in list(report.items())[:16]:
+            known = name in self.client_stats or (len(self.client_stats) < 16 and len(name) <= 40)
+            if known and isinstance(value, int | float) and math.isfinite(value):
+                self.client_stats[name] = float(value)
+
+    def stats(self) -> dict[str, Any]:
+        """The live figures, as both the signalling socket and GET show them."""
+        stats = self._stream.stats()
+        return {
+            "state": str(stats.state),
+            "added_latency_ms": _spread(stats.added_latency_ms),
+            "skew_ms": round(stats.skew_ms.p50, 1),
+            "fps": round(stats.fps_out, 1),
+            "fps_in": round(stats.fps_in, 1),
+            "rung": stats.rung.name.lower(),
+            "face": str(stats.face),
+            "speaking": stats.speaking,
+            "late": stats.late,
+            "stale": stats.stale,
+            "dropped": stats.dropped,
+            "dubbed": stats.dubbed,
+            "frames": stats.frames_out,
+            "gaps": stats.gaps,
+            "voice_buffered_ms": stats.voice_buffered_ms,
+            "played_ms": stats.played_ms,
+            "epoch": stats.epoch,
+            "playout_delay_ms": stats.playout_delay_ms,
+            "stage_ms": {name: _spread(spread) for name, spread in stats.stage_ms.items()},
+            "faults": stats.faults,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """Everything that GET /v1/sessions/{id} shows."""
+        stats = self._stream.stats()
+        return {
+            "id": self.id,
+            "age_s": round(time.monotonic() - self.created_at, 1),
+            "source": "webrtc" if self.plan.presenter is None else "file",
+            "latency_budget_ms": self.plan.latency_budget_ms,
+            "idle": str(self.plan.idle),
+            "mark": self.plan.mark,
+            "peers": [{"role": str(peer.role), "state": peer.state} for peer in self._peers],
+            **self.stats(),
+            "faces": dict(stats.faces),
+            "rungs": dict(stats.rungs),
+            "queues": dict(stats.queues),
+            "client": dict(self.client_stats),
+        }
+
+    # --- life
+
+    async def run(self) -> None:
+        """Run the stream until it ends or this is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            observing = group.create_task(self._observe(), name="session-observe")
+            await self._stream.run()
+            observing.cancel()
+
+    async def _observe(self) -> None:
+        late = dropped = 0
+        while True:
+            await asyncio.sleep(OBSERVE_INTERVAL_S)
+            stats = self._stream.stats()
+            live = stats.frames_out > 0
+            self._metrics.observe(
+                stats.added_latency_ms.p50 if live else None,
+                stats.skew_ms.p50 if live else None,
+                {name: spread.p50 for name, spread in stats.stage_ms.items()},
+            )
+            self._metrics.late_frames.inc(max(0, stats.late - late))
+            self._metrics.dropped_frames.inc(max(0, stats.dropped - dropped))
+            late, dropped = stats.late, stats.dropped
+
+    async def close(self) -> None:
+        """End every peer and the stream. Idempotent."""
+        self.ended.set()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        await asyncio.gather(*(peer.close(End.SESSION_ENDED) for peer in list(self._peers)))
+        await self._stream.close()
+
+
+def _spread(spread: Spread) -> dict[str, float]:
+    return {"p50": round(spread.p50, 1), "p95": round(spread.p95, 1)}
+
+
+class Registry:
+    """All sessions of one server. Use it as an async context manager: leaving it ends them all."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._sessions: dict[str, HostedSession] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._endings: set[asyncio.Task[None]] = set()
+        self._opening = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.draining = False
+        self.engine: str | None = None
+        self.open_stream: OpenStream | None = None
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def free(self) -> int:
+        """How many more sessions would be admitted now."""
+        if self.draining or self.open_stream is None:
+            return 0
+        return max(0, self._settings.max_sessions - len(self._sessions) - self._opening)
+
+    def plan(self, request: SessionRequest) -> SessionPlan:
+        """Decide whether a request is allowed and possible. Raises ApiError (403, 422) where it is not."""
+        settings = self._settings
+        if not request.consent:
+            raise forbidden(
+                "consent_required",
+                "a session needs the consent of the person whose face and of the one whose voice is used",
+                'send "consent": true when you have it',
+            )
+        if not request.mark and not settings.allow_unmarked:
+            raise forbidden(
+                "mark_required",
+                "this server marks every dubbed picture as synthetic",
+                'leave out "mark", or let the operator set allow_unmarked',
+            )
+        if request.engine is not None and self.engine is not None and request.engine != self.engine:
+            raise invalid(
+                "unknown_engine",
+                f"the engine {request.engine[:40]!r} is not loaded here",
+                f"use {self.engine!r}, or leave it out",
+            )
+        budget = request.latency_budget_ms or settings.latency_budget_ms
+        least, most = settings.min_latency_budget_ms, settings.max_latency_budget_ms
+        if not least <= budget <= most:
+            raise invalid(
+                "bad_latency_budget",
+                f"a latency budget of {budget} ms is not possible here",
+                f"ask for {least} to {most} ms",
+            )
+        presenter = None if request.source == "webrtc" else self._presenter(request.source.file)
+        return SessionPlan(presenter, budget, request.idle, request.mark)
+
+    def _presenter(self, name: str) -> Path | str:
+        if name == SAMPLE_PRESENTER:
+            return SAMPLE_PRESENTER
+        folder = self._settings.presenters_dir
+        hint = f'name a file of the operator\'s presenters folder, or "{SAMPLE_PRESENTER}"'
+        if folder is None or "/" in name or "\\" in name or name.startswith(".") or "\0" in name:
+            raise invalid("unknown_source", f"there is no presenter {name[:60]!r}", hint)
+        path = (folder / name).resolve()
+        if path.parent != folder.resolve() or not path.is_file():
+            raise invalid("unknown_source", f"there is no presenter {name[:60]!r}", hint)
+        return path
+
+    async def create(self, request: SessionRequest) -> HostedSession:
+        """Admit and start a session. Raises ApiError: 403 and 422 as `plan`, 503 where there is no room."""
+        plan = self.plan(request)
+        if self.draining:
+            raise unavailable(
+                "draining", "this server is being shut down", "use another, or wait", RETRY_FULL_S
+            )
+        if self.open_stream is None:
+            raise unavailable("loading", "the engine is still being loaded", "try again", RETRY_LOADING_S)
+        if self.free == 0:
+            raise unavailable(
+                "full",
+                f"all {self._settings.max_sessions} sessions of this server are taken",
+                "try again when one has ended",
+                RETRY_FULL_S,
+            )
+        # Counted before the first await, or fifty requests at once would all find the one free place.
+        self._opening += 1
+        try:
+            stream = await self.open_stream(plan)
+        finally:
+            self._opening -= 1
+        session = HostedSession(plan, stream, self._settings, self._metrics)
+        session.on_idle = lambda: self._end_soon(session, "idle")
+        self._sessions[session.id] = session
+        self._empty.clear()
+        self._tasks[session.id] = asyncio.create_task(self._run(session), name="session")
+        session.watch_idleness()
+        self._metrics.sessions_created.inc()
+        logger.info(
+            "session %s... created: source %s, budget %d ms, consent given%s",
+            session.id[:6],
+            "webrtc" if plan.presenter is None else "file",
+            plan.latency_budget_ms,
+            "" if plan.mark else ", UNMARKED",
+        )
+        return session
+
+    def find(self, session_id: str, token: str | None) -> HostedSession:
+        """The session, for whoever has its token. Raises ApiError: 404 for none such, 401 without it."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise unknown_session()
+        if not same(token, session.token):
+            raise unauthorised("this needs the session's token", "send the token that creating it returned")
+        return session
+
+    async def end(self, session: HostedSession, reason: str) -> None:
+        """End a session and wait until nothing of it is left. Idempotent."""
+        task = self._tasks.pop(session.id, None)
+        if self._sessions.pop(session.id, None) is None:
+            return
+        logger.info("session %s... ends: %s", session.id[:6], reason)
+        self._metrics.sessions_ended.labels(reason).inc()
+        try:
+            await session.close()
+        except Exception:
+            logger.exception("a session did not close cleanly")
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if not self._sessions:
+            self._empty.set()
+
+    def _end_soon(self, session: HostedSession, reason: str) -> None:
+        task = asyncio.create_task(self.end(session, reason), name="session-end")
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _run(self, session: HostedSession) -> None:
+        reason = "finished"
+        try:
+            await session.run()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            reason = "fault"
+            logger.exception("session %s... failed", session.id[:6])
+        self._end_soon(session, reason)
+
+    def drain(self) -> None:
+        """Admit nobody any more; running sessions go on."""
+        self.draining = True
+
+    async def empty(self) -> None:
+        """Wait until no session is left."""
+        await self._empty.wait()
+
+    async def close_all(self) -> None:
+        """End every session."""
+        self.draining = True
+        await asyncio.gather(*(self.end(session, "shutdown") for session in list(self._sessions.values())))
+        if self._endings:
+            await asyncio.gather(*self._endings, return_exceptions=True)

@@ -1,0 +1,52 @@
+"""Loads the engine once and makes the streams of all sessions on it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from retalk_models.engine import Engine, load_engine
+from server.sessions import SessionPlan
+from server.settings import Settings
+from stream.clock import MonotonicClock
+from stream.runner import ThreadRunner
+from stream.session import Session, SessionConfig
+
+logger = logging.getLogger(__name__)
+
+
+class Streams:
+    """The engine of this server and the one thread that it runs in. Close it after the last session."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._runner = ThreadRunner(engine.name)
+
+    async def open(self, plan: SessionPlan) -> Session:
+        """A stream that has not begun to run. Raises stream.errors.InputError for a bad presenter."""
+        config = SessionConfig(
+            latency_budget_us=plan.latency_budget_ms * 1000,
+            idle=plan.idle,
+            mark=plan.mark,
+        )
+        return Session(config, self.engine, clock=MonotonicClock(), runner=self._runner)
+
+    async def close(self) -> None:
+        """Stop the engine's thread."""
+        await self._runner.shutdown()
+
+
+async def load(settings: Settings) -> Streams:
+    """Load the settings' engine without holding up the event loop.
+
+    Raises what load_engine raises: UnknownEngineError, ValueError for a device that is not there.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # It counts only if set before torch loads, which the command line does; too late to mend here.
+        logger.warning("OMP_WAIT_POLICY is not set; set it to PASSIVE, or idle threads will spin")
+    with ThreadPoolExecutor(1, "engine-load") as executor:
+        loop = asyncio.get_running_loop()
+        engine = await loop.run_in_executor(executor, load_engine, settings.engine, settings.device)
+    return Streams(engine)
