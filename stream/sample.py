@@ -13,7 +13,7 @@ NAME = "sample"
 
 
 def sample_presenter() -> Path:
-    """The portrait's file (NASA's of Eileen Collins, 512x512). Raises InputError where it is not installed."""
+    """The portrait's file (NASA's of Eileen Collins, 512x512). Raises InputError where it is absent."""
     if find_spec("skimage") is not None:
         portrait = Path(str(files("skimage.data").joinpath("astronaut.png")))
         if portrait.is_file():
