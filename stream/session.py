@@ -30,6 +30,7 @@ class SessionConfig:
     adaptive: whether playout delay and quality follow the load; off for files.
     engine_timeout_us: an engine that has not answered for so long has failed.
     mark: whether the visible "made by a machine" mark is drawn.
+    source_frames: how many frames may wait to be taken. figures_kept: values that percentiles are made of.
     """
 
     latency_budget_us: int = 400_000
@@ -43,6 +44,7 @@ class SessionConfig:
     adaptive: bool = True
     engine_timeout_us: int = 2_000_000
     source_frames: int = 8
+    figures_kept: int = 500
 
     def __post_init__(self) -> None:
         if not 40_000 <= self.latency_budget_us <= 10_000_000:
@@ -70,7 +72,7 @@ class Session:
         self.config = config
         self.clock = clock
         self._bell = Bell()
-        self._counts = Counts()
+        self._counts = Counts(config.figures_kept)
         self.source = SourceBuffer(clock, config.source_frames, self._bell)
         self.voice = VoiceTrack(clock, config.voice_slack_us, self._bell)
         self.hub = EncodedHub(clock, self._counts)
@@ -248,6 +250,8 @@ class Session:
         return self._cutter.step_us * len(frames)
 
     def _end_us(self) -> int:
+        if self.source.end_us is not None:
+            return self.source.end_us
         last_us = self.source.last_time_us
         return 0 if last_us is None else last_us + self._cutter.step_us
 

@@ -25,6 +25,7 @@ class SourceBuffer:
         self.dropped = 0
         self.rejected = 0
         self.ended = False
+        self.end_us: int | None = None
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -58,9 +59,14 @@ class SourceBuffer:
         self._bell.ring()
         return True
 
-    def end(self) -> None:
-        """No frame will follow. Idempotent."""
-        self.ended = True
+    def end(self, end_us: int | None = None) -> None:
+        """No frame will follow. Idempotent.
+
+        end_us: the session time up to which the voice is still to be heard; one frame after the last if None.
+        """
+        if not self.ended:
+            self.ended = True
+            self.end_us = end_us
         self._bell.ring()
 
     def take_all(self) -> list[SourceFrame]:

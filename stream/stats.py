@@ -107,13 +107,14 @@ class SessionStats:
 class Counts:
     """The mutable side of SessionStats, written by the session's tasks on one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = 500) -> None:
+        self._kept = kept
         self.faces: Counter[str] = Counter()
         self.rungs: Counter[str] = Counter()
         self.face = FaceState.NONE
         self.stages: dict[str, Recent] = {}
-        self.latency_ms = Recent()
-        self.skew_ms = Recent()
+        self.latency_ms = Recent(kept)
+        self.skew_ms = Recent(kept)
         self.arrivals = Pace()
         self.releases = Pace()
         self.frames_out = 0
@@ -126,4 +127,6 @@ class Counts:
         self.last_fault = ""
 
     def stage(self, name: str, milliseconds: float) -> None:
-        self.stages.setdefault(name, Recent()).add(milliseconds)
+        if name not in self.stages:
+            self.stages[name] = Recent(self._kept)
+        self.stages[name].add(milliseconds)

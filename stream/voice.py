@@ -113,6 +113,13 @@ class VoiceTrack:
         due = us_to_samples(self._clock.now_us()) - self._slack + reach
         return max(self._written, due) if self._anchored else due
 
+    def begin_at(self, position: int) -> None:
+        """Place the first utterance at this playout position instead of at its arrival: files begin at 0."""
+        if self._anchored:
+            raise RuntimeError("the voice has begun already")
+        self._written = max(position, self._consumed)
+        self._anchored = self._open = True
+
     def push(self, samples: NDArray[Any], form: VoiceFormat | None = None, realtime: bool = False) -> None:
         """Place speech on the time line, all of it or nothing.
 
