@@ -64,6 +64,7 @@ class VideoFile:
         self._bt601 = bt601
         self._pts: list[int] = []
         self._origin = 0
+        self._newest: Picture | None = None
         first = self._first_frame()
         self.rotation = round(first.rotation / 90) * 90 % 360
         upright = self.rotation % 180 == 0
@@ -125,7 +126,8 @@ class VideoFile:
             if self._pts and pts <= self._pts[-1]:
                 pts = self._pts[-1] + 1
             self._pts.append(pts)
-            yield FileFrame(self._picture(frame), pts)
+            self._newest = self._picture(frame)
+            yield FileFrame(self._newest, pts)
             if self.still:
                 return
 
@@ -138,10 +140,9 @@ class VideoFile:
         """What follows a complete `once`: back, then forward, without end; the ends are not shown twice."""
         span = turn = self._pts[-1]
         if len(self._pts) == 1:
-            picture = self._picture(next(iter(self._decoded(0))))
-            while True:
+            while self._newest is not None:
                 turn += self.step
-                yield FileFrame(picture, turn)
+                yield FileFrame(self._newest, turn)
         while True:
             for index, picture in self._backward():
                 yield FileFrame(picture, turn + span - self._pts[index])
