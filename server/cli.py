@@ -5,7 +5,9 @@ Everything heavy is imported inside the command that needs it, so that `retalk -
 
 from __future__ import annotations
 
+import getpass
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from server.console import ExitCode, configure_logging, guard, silence_native_code
+from server.console import (
+    BadUsageError,
+    ExitCode,
+    configure_logging,
+    guard,
+    log,
+    progress,
+    silence_native_code,
+    terminate_as_interrupt,
+)
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -51,11 +62,117 @@ def serve(
     device: Device = None,
 ) -> None:
     """Serve the browser client, sessions over HTTP, and WebRTC."""
+    from retalk_models.engine import check_choice
+    from server.doctor import Verdict, check_port
+
     settings = read_settings(config, host=host, port=port, engine=engine, device=device)
+    check_choice(settings.engine, settings.device)
+    listening = check_port(settings.listen_host, settings.port)
+    if listening.verdict is Verdict.BROKEN:
+        raise BadUsageError(f"{listening.detail}; {listening.remedy}")
     configure_logging(settings.log_level)
     from server.app import serve as run
 
     run(settings)
+
+
+@app.command()
+def dub(
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file or a still image.")],
+    audio: Annotated[Path, typer.Argument(metavar="AUDIO", help="The speech that the lips shall speak.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT.mp4", help="Where the dub goes.")],
+    engine: Engine = None,
+    device: Device = None,
+    report: Annotated[Path | None, typer.Option(help="Also write what was done there, as JSON.")] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Keep to the clock, as a live session does.")
+    ] = False,
+    idle: Annotated[str, typer.Option(help="What the mouth does in silence: source or rest.")] = "source",
+    consent: Annotated[
+        bool,
+        typer.Option(
+            "--consent", help="The person shown and the owner of the voice have agreed to this dub."
+        ),
+    ] = False,
+) -> None:
+    """Dub a file: its lips speak AUDIO, and it keeps frame count, rate, size and rotation."""
+    if not consent:
+        raise BadUsageError(
+            "dub: --consent is missing: a dub puts words into a person's mouth; give --consent where the "
+            "person shown and the owner of the voice have agreed"
+        )
+    if idle not in ("source", "rest"):
+        raise BadUsageError(f"dub: --idle is {idle!r}; it must be source or rest")
+    from retalk_models.engine import check_choice
+
+    check_choice(engine or "talkin", device or "auto")
+    configure_logging("info")
+    from stream.offline import dub as run
+
+    log.info("consent for dubbing %s with %s was given on the command line by %s", video, audio, user())
+    with terminate_as_interrupt(), progress("dub", "frames") as show:
+        done = run(
+            video,
+            audio,
+            out,
+            engine=engine or "talkin",
+            device=device or "auto",
+            idle=idle,
+            realtime=realtime,
+            progress=show,
+            report=report,
+        )
+    print(f"{out}: {done['frames']} frames, {done['dubbed']} dubbed, in {done['wall_seconds']:.1f} s")
+
+
+@app.command()
+def bench(
+    engine: Engine = None,
+    device: Device = None,
+    sessions: Annotated[int, typer.Option(help="How many at once.", min=1, max=1000)] = 1,
+    seconds: Annotated[float, typer.Option(help="How long they run.", min=2, max=86_400)] = 20.0,
+    video: Annotated[
+        Path | None, typer.Option(help="What is dubbed; the sample presenter where not given.")
+    ] = None,
+    voice: Annotated[
+        Path | None, typer.Option(help="What is said; the sample speech where not given.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="Width and height of the picture.")] = "640x480",
+    target: Annotated[Path | None, typer.Option("--json", help="Also write the figures there.")] = None,
+) -> None:
+    """Measure latency, and processor time by stage, of sessions on this machine."""
+    match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", size)
+    if match is None:
+        raise BadUsageError(f"bench: --size is {size!r}; it must be like 640x480")
+    if target is not None and not target.parent.is_dir():
+        raise BadUsageError(f"bench: {target}: its folder does not exist; create it first")
+    from retalk_models.engine import check_choice
+
+    check_choice(engine or "talkin", device or "auto")
+    from server.bench import measure, save, table
+
+    with progress("bench", "seconds") as show:
+        figures = measure(
+            engine or "talkin",
+            device or "auto",
+            video,
+            voice,
+            (int(match[1]), int(match[2])),
+            sessions,
+            seconds,
+            show,
+        )
+    table(figures)
+    if target is not None:
+        save(figures, target)
+
+
+def user() -> str:
+    """Who runs this, for the log."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def read_settings(config: list[Path] | None, **options: str | int | None) -> Settings:
@@ -149,6 +266,7 @@ def bad_input(error: Exception) -> bool:
         ("server.settings", "SettingsError"),
         ("stream.errors", "InputError"),
         ("retalk_models.engine", "UnknownEngineError"),
+        ("retalk_models.engine", "DeviceError"),
         ("retalk_models.checkpoints", "UnknownWeightsError"),
     )
     return any(

@@ -135,7 +135,7 @@ def progress(label: str, unit: str) -> Iterator[Callable[[int, int | None], None
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
 
-    began = said = time.monotonic()
+    said = time.monotonic()
 
     def report(done: int, total: int | None) -> None:
         nonlocal said
@@ -144,6 +144,6 @@ def progress(label: str, unit: str) -> Iterator[Callable[[int, int | None], None
             return
         said = now
         of = f" of {total}" if total else ""
-        print(f"{label}: {done}{of} {unit}, {done / (now - began):.1f} a second", file=sys.stderr, flush=True)
+        print(f"{label}: {done}{of} {unit}", file=sys.stderr, flush=True)
 
     yield report

@@ -10,10 +10,14 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from server.cli import app
 
 ROOMS = ("retalk_models", "stream", "server")
 """Bottom first: a room may import itself and what stands before it."""
@@ -94,6 +98,23 @@ def test_every_make_target_in_the_readme_exists(repository: Path) -> None:
     assert {"run", "test"} <= targets
     for target in sorted(targets):
         subprocess.run(["make", "--dry-run", target], cwd=repository, capture_output=True, check=True)
+
+
+def test_every_retalk_command_in_the_readme_exists(repository: Path) -> None:
+    """Shell blocks and the table of commands: the command is there, and takes the options shown."""
+    table = re.findall(r"^\| `(retalk .*?)` \|", (repository / "README.md").read_text("utf-8"), re.MULTILINE)
+    shown = [words for words in readme_commands(repository) if words[0].endswith("/retalk")]
+    shown += [shlex.split(re.sub(r"[][]|\\\|", " ", line)) for line in table]
+    assert {words[1] for words in shown} >= {"serve", "dub", "bench", "doctor"}
+    for words in shown:
+        group: Any = typer.main.get_command(app)
+        rest = words[1:]
+        while hasattr(group, "commands"):
+            assert rest[0] in group.commands, f"README.md shows `{' '.join(words)}`"
+            group = group.commands[rest.pop(0)]
+        known = {name for parameter in group.params for name in parameter.opts}
+        options = {word.rstrip(".") for word in rest if word.startswith("-")}
+        assert options <= known, f"README.md shows `{' '.join(words)}`"
 
 
 def closure(

@@ -75,6 +75,6 @@ def test_progress_without_a_terminal_is_plain_lines(
             report(done, 200)
         report(300, None)
     assert capsys.readouterr().err.splitlines() == [
-        "dub: 100 of 200 frames, 20.0 a second",
-        "dub: 300 frames, 30.0 a second",
+        "dub: 100 of 200 frames",
+        "dub: 300 frames",
     ]
