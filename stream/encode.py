@@ -281,6 +281,7 @@ class EncodedHub:
         self._opus: OpusEncoder | None = None
         self._closed = False
         self.dropped = 0
+        self.refused = 0
         self.encoded = 0
 
     def subscribe(self, codec: Codec = "H264") -> Subscription:
@@ -339,6 +340,7 @@ class EncodedHub:
         return {
             "encoded": self.encoded,
             "encode_dropped": self.dropped,
+            "encode_refused": self.refused,
             "encode_queue": len(self._waiting),
             "viewers": len(self._subscriptions),
             "viewer_dropped": sum(s.dropped for s in self._subscriptions),
@@ -355,15 +357,20 @@ class EncodedHub:
                     for codec, lane in list(self._lanes.items()):
                         keyframe, rate = self._plan(codec, lane)
                         began = time.perf_counter()
-                        packet = await loop.run_in_executor(
-                            executor,
-                            lane.encoder.encode,
-                            frame.picture,
-                            frame.due_us,
-                            frame.time_us,
-                            keyframe,
-                            rate,
-                        )
+                        try:
+                            packet = await loop.run_in_executor(
+                                executor,
+                                lane.encoder.encode,
+                                frame.picture,
+                                frame.due_us,
+                                frame.time_us,
+                                keyframe,
+                                rate,
+                            )
+                        except (av.error.FFmpegError, ValueError):
+                            # A picture that this codec will not take costs that picture, never the stream.
+                            self.refused += 1
+                            continue
                         self._counts.stage("encode", (time.perf_counter() - began) * 1000)
                         if packet is not None:
                             self._hand_out(codec, lane, packet)

@@ -11,6 +11,7 @@ _CALM_US = 3_000_000
 _FIRST_PROBE_US = 500_000
 _LONGEST_WAIT_US = 30_000_000
 _WEIGHT = 0.2
+_WORST_LOAD = 3.0
 
 
 class QualityLadder:
@@ -34,6 +35,7 @@ class QualityLadder:
         self._probe_us = 0
         self._wait_us = _FIRST_PROBE_US
         self._late = 0
+        self._cost_us = 0.0
         self.faulted = False
 
     @property
@@ -43,6 +45,11 @@ class QualityLadder:
     @property
     def load(self) -> float:
         return self._load
+
+    @property
+    def cost_us(self) -> int:
+        """What a window took lately, from submission to result."""
+        return int(self._cost_us)
 
     def may_run(self, now_us: int) -> bool:
         """Whether a window may be given to the engine now; at pass-through only as a probe."""
@@ -57,8 +64,9 @@ class QualityLadder:
         return min(self._rung, Rung.HALF_RATE)
 
     def finished(self, now_us: int, cost_us: int, span_us: int, on_time: bool) -> None:
-        """A window came back."""
-        load = cost_us / max(1, span_us)
+        """A window came back, in time to be shown or not."""
+        load = min(cost_us / max(1, span_us), _WORST_LOAD)
+        self._cost_us += _WEIGHT * (cost_us - self._cost_us)
         if self._rung == Rung.PASS_THROUGH:
             if on_time or self.faulted:
                 self.faulted = False

@@ -15,12 +15,16 @@ _FIRST_CALL_PATIENCE = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
-    """A call that ended: with a result, or with what went wrong in one line."""
+    """A call that ended: with a result, or with what went wrong in one line.
+
+    warm_up: the first window after an opening; what it cost says nothing about the next.
+    """
 
     window: Window | None
     result: EngineResult | None
     fault: str
     cost_us: int
+    warm_up: bool
 
 
 class EngineLink:
@@ -46,7 +50,7 @@ class EngineLink:
         self._options = options
         self._timeout_us = timeout_us
         self._handle: int | None = None
-        self._warm = False
+        self._cold = True
         self._task: asyncio.Task[None] | None = None
         self._window: Window | None = None
         self._began_us = 0
@@ -96,7 +100,7 @@ class EngineLink:
             self._runner.abandon(handle)
 
     def _patience_us(self) -> int:
-        return self._timeout_us if self._warm else self._timeout_us * _FIRST_CALL_PATIENCE
+        return self._timeout_us * (_FIRST_CALL_PATIENCE if self._cold else 1)
 
     def _begin(self, group: asyncio.TaskGroup, window: Window | None, due_in_us: int) -> None:
         assert not self.busy
@@ -114,21 +118,22 @@ class EngineLink:
                 result = await self._runner.run(self._handle, window.engine, due_in_us)
                 if len(result.outputs) != len(window.frames):
                     raise ValueError(f"{len(result.outputs)} outputs for {len(window.frames)} frames")
-                self._warm = True
         except Exception as error:  # an engine's fault costs quality, never the stream
             result, fault = None, f"{type(error).__name__}: {error}".splitlines()[0]
             await self._discard()
         self._end(result, fault, self._clock.now_us())
 
     def _end(self, result: EngineResult | None, fault: str, now_us: int) -> None:
-        self._finished = Finished(self._window, result, fault, now_us - self._began_us)
+        self._finished = Finished(self._window, result, fault, now_us - self._began_us, self._cold)
+        if result is not None:
+            self._cold = False
         self._task = self._window = None
         self._bell.ring()
 
     async def _discard(self) -> None:
         """After a fault the session's state is anybody's guess: close it; a new one is opened to go on."""
         handle, self._handle = self._handle, None
-        self._warm = False
+        self._cold = True
         if handle is not None:
             try:
                 await self._runner.close(handle)
@@ -139,7 +144,7 @@ class EngineLink:
         assert self._task is not None
         self._task.cancel()
         handle, self._handle = self._handle, None
-        self._warm = False
+        self._cold = True
         if handle is not None:
             self._runner.abandon(handle)
         waited_ms = (now_us - self._began_us) // 1000

@@ -105,6 +105,11 @@ class Playout:
         return self._delay_us
 
     @property
+    def can_rise(self) -> bool:
+        """Whether lateness can still be met with more delay."""
+        return self._adaptive and self._delay_us + _STEP_US <= self._most_delay_us
+
+    @property
     def position(self) -> int:
         """The voice position that the next audio frame starts at."""
         return self._position
@@ -235,8 +240,7 @@ class Playout:
         self._lateness.append(late)
         if margin_us is not None:
             self._margins.append(margin_us)
-        room = self._delay_us + _STEP_US <= self._most_delay_us
-        if sum(self._lateness) > _MOST_LATE and room and self._raise_since_us is None:
+        if sum(self._lateness) > _MOST_LATE and self.can_rise and self._raise_since_us is None:
             self._raise_since_us = now_us
 
     def _must_rise(self, samples: I16, now_us: int) -> bool:

@@ -12,7 +12,6 @@ from stream.clock import Bell, Clock
 from stream.encode import EncodedHub
 from stream.ladder import QualityLadder
 from stream.link import EngineLink, Finished
-from stream.media import SourceFrame
 from stream.playout import Playout, Sink
 from stream.runner import EngineRunner
 from stream.source import SourceBuffer
@@ -220,7 +219,10 @@ class Session:
         if not self._link.is_open:
             self._link.open(group)
             return
-        self._cutter.give_up_before(now_us - self._playout.delay_us)
+        # What is bound to come too late only delays what need not; but something is always tried.
+        delay_us = self._playout.delay_us
+        cost_us = min(self._ladder.cost_us, delay_us - self._cutter.step_us) if self.config.adaptive else 0
+        self._cutter.give_up_before(now_us + max(0, cost_us) - delay_us)
         window = self._cutter.cut(now_us, self._ladder.window_rung(), self.source.ended)
         if window is not None:
             due_us = window.frames[0].time_us + self._playout.delay_us
@@ -244,10 +246,9 @@ class Session:
             self._counts.stage(stage, milliseconds)
         computed_ms = sum(result.stage_ms.values())
         self._counts.stage("queue", max(0.0, finished.cost_us / 1000 - computed_ms))
-        self._ladder.finished(now_us, finished.cost_us, self._span_us(window.frames), on_time)
-
-    def _span_us(self, frames: tuple[SourceFrame, ...]) -> int:
-        return self._cutter.step_us * len(frames)
+        if not finished.warm_up or self._ladder.faulted:
+            span_us = self._cutter.step_us * len(window.frames)
+            self._ladder.finished(now_us, finished.cost_us, span_us, on_time or self._playout.can_rise)
 
     def _end_us(self) -> int:
         if self.source.end_us is not None:
