@@ -103,13 +103,19 @@ def dub(
         )
     if idle not in ("source", "rest"):
         raise BadUsageError(f"dub: --idle is {idle!r}; it must be source or rest")
+    check_writable(report)
     from retalk_models.engine import check_choice
 
     check_choice(engine or "talkin", device or "auto")
     configure_logging("info")
     from stream.offline import dub as run
 
-    log.info("consent for dubbing %s with %s was given on the command line by %s", video, audio, user())
+    def begun(count: int, total: int | None) -> None:
+        # Not earlier: what was refused was not dubbed, and its one line stands alone.
+        if count == 1:
+            log.info("consent to dub %s with %s was given on the command line by %s", video, audio, user())
+        show(count, total)
+
     with terminate_as_interrupt(), progress("dub", "frames") as show:
         done = run(
             video,
@@ -119,7 +125,7 @@ def dub(
             device=device or "auto",
             idle=idle,
             realtime=realtime,
-            progress=show,
+            progress=begun,
             report=report,
         )
     print(f"{out}: {done['frames']} frames, {done['dubbed']} dubbed, in {done['wall_seconds']:.1f} s")
@@ -144,8 +150,7 @@ def bench(
     match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", size)
     if match is None:
         raise BadUsageError(f"bench: --size is {size!r}; it must be like 640x480")
-    if target is not None and not target.parent.is_dir():
-        raise BadUsageError(f"bench: {target}: its folder does not exist; create it first")
+    check_writable(target)
     from retalk_models.engine import check_choice
 
     check_choice(engine or "talkin", device or "auto")
@@ -165,6 +170,18 @@ def bench(
     table(figures)
     if target is not None:
         save(figures, target)
+
+
+def check_writable(path: Path | None) -> None:
+    """Raises BadUsageError now for a file that could not be written at the end. None is fine."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise BadUsageError(f"{path}: it is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise BadUsageError(f"{path}: its folder does not exist; create it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise BadUsageError(f"{path}: it may not be written; choose another place")
 
 
 def user() -> str:

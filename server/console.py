@@ -44,7 +44,11 @@ def guard(name: str, command: Callable[[], int | None], bad_input: Callable[[Exc
     if os.environ.get("RETALK_DEBUG"):
         return command() or ExitCode.DONE
     try:
-        return command() or ExitCode.DONE
+        code = command() or ExitCode.DONE
+        if code != ExitCode.INTERRUPTED:
+            return code
+        # Typer turns an interrupt into this code without a word.
+        raise KeyboardInterrupt
     except KeyboardInterrupt:
         _say(f"{name}: interrupted")
         return ExitCode.INTERRUPTED

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import wave
@@ -86,6 +88,8 @@ BAD_DUBS = {
     "unknown engine": (["video.mp4", "voice.wav", "--engine", "nope"], ["nope", "talkin"]),
     "absent device": (["video.mp4", "voice.wav", "--device", "tpu"], ["tpu"]),
     "output in no folder": (["video.mp4", "voice.wav", "-o", "gone/out.mp4"], ["gone"]),
+    "report in no folder": (["video.mp4", "voice.wav", "--report", "gone/r.json"], ["gone/r.json"]),
+    "unknown idle": (["video.mp4", "voice.wav", "--idle", "nope"], ["nope", "source or rest"]),
     "output over the input": (["video.mp4", "voice.wav", "-o", "video.mp4"], ["video.mp4"]),
 }
 
@@ -103,6 +107,40 @@ def test_bad_input_to_dub_is_one_clear_line(
     for word in named:
         assert word in done.stderr
     assert {path.name: path.stat().st_size for path in inputs.iterdir()} == before
+
+
+def test_a_dub_says_what_it_did_and_that_consent_was_given(inputs: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "out.mp4", tmp_path / "report.json"
+    done = retalk("dub", "video.mp4", "voice.wav", "-o", out, "--report", report, "--consent", cwd=inputs)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{out}: ")
+    assert "consent to dub video.mp4 with voice.wav was given on the command line" in done.stderr
+    assert json.loads(report.read_text())["engine"] == "talkin"
+    with av.open(str(out)) as container:
+        kinds = {stream.type: stream.codec_context.name for stream in container.streams}
+    assert kinds == {"video": "h264", "audio": "aac"}
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_dub_leaves_nothing_behind(
+    inputs: Path, tmp_path: Path, signal_number: signal.Signals
+) -> None:
+    write_wav(tmp_path / "long.wav", 600)
+    command = [sys.executable, "-m", "server.cli", "dub", str(inputs / "video.mp4"), "long.wav"]
+    running = subprocess.Popen(
+        [*command, "-o", "out.mp4", "--consent", "--realtime"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    assert "consent" in running.stderr.readline()
+    running.send_signal(signal_number)
+    _, rest = running.communicate(timeout=60)
+    assert running.returncode == 130, rest
+    assert rest.splitlines()[-1] == "retalk: interrupted"
+    assert [path.name for path in tmp_path.iterdir()] == ["long.wav"]
 
 
 def test_dub_wants_consent_and_says_why(inputs: Path) -> None:
@@ -124,6 +162,9 @@ def test_dub_wants_consent_and_says_why(inputs: Path) -> None:
         (["serve", "--config", "gone.yaml"], "gone.yaml"),
         (["serve", "--engine", "nope"], "nope"),
         (["bench", "--sessions", "0"], "sessions"),
+        (["bench", "--size", "big"], "640x480"),
+        (["bench", "--json", "gone/b.json"], "gone/b.json"),
+        (["bench", "--video", "gone.mp4"], "gone.mp4"),
         (["models", "verify", "nope"], "nope"),
     ],
 )

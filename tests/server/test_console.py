@@ -50,6 +50,8 @@ def test_a_command_that_returns_is_done(capsys: pytest.CaptureFixture[str]) -> N
     assert guard("retalk", lambda: None, never) == ExitCode.DONE
     assert guard("retalk", lambda: 1, never) == ExitCode.FAULT
     assert capsys.readouterr().err == ""
+    assert guard("retalk", lambda: 130, never) == ExitCode.INTERRUPTED
+    assert capsys.readouterr().err == "retalk: interrupted\n"
 
 
 def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
