@@ -153,7 +153,7 @@ export function deviceError(error, device) {
 export function serverError(body, status) {
   const error = /** @type {{error?: {code?: string, message?: string, hint?: string}}} */ (body ?? {}).error ?? {};
   if (error.code && error.code in EXPLANATIONS) return new ClientError(error.code, error.message, { hint: error.hint, status });
-  if (status === 503) return new ClientError("full", error.message, { hint: error.hint, status });
+  if (status === 503 && !error.code) return new ClientError("full", error.message, { hint: error.hint, status });
   if (status === 401) return new ClientError("key-needed", error.message, { hint: error.hint, status });
   if (status === 502 || status === 504) return new ClientError("server-gone", `HTTP ${status}`, { status });
   return new ClientError(error.code ?? `http-${status}`, error.message ?? `The server answered ${status}.`, {

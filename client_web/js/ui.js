@@ -235,8 +235,9 @@ export class Page {
     const face = faceWords(server.face);
     figure("face", face.word);
     const advice = html("advice");
-    advice.hidden = !face.advice;
-    if (advice.textContent !== face.advice) advice.textContent = face.advice;
+    const said = server.state === "faulted" ? "The engine has a fault: the source goes out until it recovers." : face.advice;
+    advice.hidden = !said;
+    if (advice.textContent !== said) advice.textContent = said;
     figure("voice", server.speaking === undefined ? "–" : server.speaking ? "Speaking" : "Silent");
     html("sub-voice").textContent =
       server.voice_buffered_ms === undefined ? "as the server hears it" : `${(server.voice_buffered_ms / 1000).toFixed(1)} s in store`;

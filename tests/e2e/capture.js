@@ -57,7 +57,11 @@
       data.copyTo(pcm, { planeIndex: 0, format: "f32-planar" });
       let power = 0;
       for (const sample of pcm) power += sample * sample;
-      kept.audio.push({ at: performance.now(), ms: data.duration / 1000, rms: Math.sqrt(power / pcm.length) });
+      kept.audio.push({
+        at: performance.now(),
+        place: (data.timestamp + data.duration) / 1000,
+        rms: Math.sqrt(power / pcm.length),
+      });
       data.close();
     }
     track.stop();

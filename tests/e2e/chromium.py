@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright
 
 from tests.e2e import camera
 
@@ -52,6 +52,7 @@ def chromium_path() -> str:
 
 @contextmanager
 def chromium(
+    driver: Playwright,
     film: Path | None = None,
     microphone: Path | None = None,
     *,
@@ -73,12 +74,11 @@ def chromium(
         flags.append(f"--use-file-for-fake-video-capture={film}")
     if microphone:
         flags.append(f"--use-file-for-fake-audio-capture={microphone}")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path(), args=flags)
-        try:
-            yield browser
-        finally:
-            browser.close()
+    browser = driver.chromium.launch(executable_path=chromium_path(), args=flags)
+    try:
+        yield browser
+    finally:
+        browser.close()
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,16 @@ class Seen:
         decoded = cv2.imdecode(np.frombuffer(self.pictures[index], np.uint8), cv2.IMREAD_COLOR)
         return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
-    def camera_to_dub_s(self) -> F64:
+    def camera_to_dub_s(self, most_s: float = 2.0) -> F64:
         """(k,) per dubbed picture, how long after the source's own picture on the same page it was shown.
 
-        Both numbers loop with the film, so a source picture counts where it was the newest of its number.
+        The numbers begin anew with the film: of two equal ones the newest before it counts, and one that is
+        older than most_s is of the round before: its own was never shown.
         """
         delays = []
         for at, number in zip(self.frame_s, self.number, strict=True):
             same = self.source_s[(self.source_number == number) & (self.source_s <= at)]
-            if number >= 0 and len(same):
+            if number >= 0 and len(same) and at - same[-1] <= most_s:
                 delays.append(at - same[-1])
         return np.array(delays)
 
@@ -134,19 +135,19 @@ def end_capture(page: Page) -> Seen:
         pictures=[base64.b64decode(f["jpeg"]) if f["jpeg"] else b"" for f in frames],
         source_s=np.array([s["at"] for s in sources]) / 1000,
         source_number=np.array([-1 if s["number"] is None else s["number"] for s in sources], dtype=np.int64),
-        audio_s=steady([a["at"] for a in audio], [a["ms"] for a in audio]),
+        audio_s=steady([a["at"] for a in audio], [a["place"] for a in audio]),
         audio_rms=np.array([a["rms"] for a in audio]),
     )
 
 
-def steady(arrived_ms: list[float], length_ms: list[float]) -> F64:
+def steady(arrived_ms: list[float], place_ms: list[float]) -> F64:
     """Seconds at which each block of sound was heard, by its place in the sound: its arrival jitters.
 
     The place is tied to the clock by the earliest arrivals, which nothing on the page had held up.
     """
     if not arrived_ms:
         return np.zeros(0)
-    place = np.cumsum(np.array(length_ms))
+    place = np.array(place_ms)
     offset = float(np.percentile(np.array(arrived_ms) - place, 10))
     seconds: F64 = (place + offset) / 1000
     return seconds

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Playwright, sync_playwright
 
 from tests.e2e.camera import Camera, make_camera
 from tests.e2e.chromium import chromium_path
@@ -91,6 +92,13 @@ def wait_ready(served: Served) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _browser_is_here() -> None:
     chromium_path()
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Playwright]:
+    """Playwright's own event loop runs while this is open: no wider, or tests of other rooms meet it."""
+    with sync_playwright() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

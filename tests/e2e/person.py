@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import wave
 from pathlib import Path
 
 import av
@@ -62,6 +63,19 @@ def loudness(path: Path) -> F64:
     blocks = pcm[: len(pcm) // size * size].reshape(-1, size)
     rms: F64 = np.sqrt((blocks**2).mean(axis=1))
     return rms
+
+
+def as_wav(path: Path, wav: Path) -> Path:
+    """A sound file as what Chromium's fake microphone reads: WAV, 48 kHz, mono, 16 bits."""
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=48_000)
+    with av.open(str(path)) as container:
+        parts = [r.to_ndarray()[0] for f in container.decode(audio=0) for r in resampler.resample(f)]
+    with wave.open(str(wav), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(48_000)
+        out.writeframes(np.concatenate(parts).tobytes())
+    return wav
 
 
 def voice_began_s(seen: Seen, voice: Path) -> tuple[float, float]:
