@@ -29,7 +29,7 @@ class PoseCache(Generic[T]):
     cell: the cells' size in radians.
     """
 
-    def __init__(self, capacity: int = 12, cell: float = 0.21) -> None:
+    def __init__(self, capacity: int = 12, cell: float = 0.26) -> None:
         if capacity < 1:
             raise ValueError(f"a pose cache needs a capacity of at least 1, not {capacity}")
         self._capacity, self._cell = capacity, cell
@@ -69,7 +69,7 @@ class PoseCache(Generic[T]):
     @staticmethod
     def fitness(one: Reference[T], yaw: float, pitch: float) -> float:
         """Quality less what the difference in pose costs."""
-        return one.quality - 1.2 * abs(one.yaw - yaw) - 0.8 * abs(one.pitch - pitch)
+        return one.quality - 0.7 * abs(one.yaw - yaw) - 0.5 * abs(one.pitch - pitch)
 
     def _key(self, yaw: float, pitch: float) -> tuple[int, int]:
         return int(np.rint(yaw / self._cell)), int(np.rint(pitch / self._cell))

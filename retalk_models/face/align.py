@@ -13,6 +13,9 @@ from retalk_models.picture import F32, Picture
 MOUTH_SKIN = (164, 167, 393, 165, 391, 206, 426, 216, 436, 212, 432, 202, 422, 204, 424, 200, 201, 421, 194, 418, 182, 406)
 """Skin round the mouth: philtrum, beside the corners, under the lower lip."""
 
+CHEEK_SKIN = (50, 280, 101, 330, 36, 266, 205, 425, 195, 5, 142, 371)
+"""Skin near the mouth that bears no beard."""
+
 UPPER_SKIN = (6, 197, 195, 5, 50, 280, 101, 330, 118, 347, 117, 346, 36, 266, 9, 151, 108, 337)
 """Skin that neither speech nor a hand at the mouth touches: nose bridge, upper cheeks, forehead."""
 
@@ -54,8 +57,8 @@ def _sample_plane(plane: NDArray[np.uint8], at: F32, low: NDArray[np.int_], high
 
 
 def mouth_light(face: TrackedFace) -> F32:
-    """(3,) Y, U, V of the skin round the mouth: the median, so that a moustache's edge or a shadow does not rule."""
-    return np.asarray(np.median(surface(face, np.array(MOUTH_SKIN, np.intp)), axis=0), np.float32)
+    """(3,) Y, U, V of the bare skin next to the mouth: the median, so that no shadow or highlight rules."""
+    return np.asarray(np.median(surface(face, np.array(CHEEK_SKIN, np.intp)), axis=0), np.float32)
 
 
 class SurfaceMemory:

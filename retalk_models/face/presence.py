@@ -25,8 +25,11 @@ _STEEP = (np.radians(42.0), np.radians(36.0))
 _HIDDEN = (0.55, 0.35)
 """The same for the share of the mouth's surroundings that looks wrong."""
 
-_EDGE = (0.02, 0.06)
+_EDGE = (0.08, 0.12)
 """The same for the lips' distance to the frame's border, over the face's width."""
+
+_CHIN_ROOM = 0.08
+"""Below the lips so much more is needed: a mouth is shut with skin from under it."""
 
 _JUMP = 0.6
 """A face that moves by so much of its size within a frame, or grows by so much, is another face."""
@@ -105,7 +108,7 @@ class Presence:
         room = min(
             float(lips.min()),
             frame_size[0] - 1 - float(lips[:, 0].max()),
-            frame_size[1] - 1 - float(lips[:, 1].max()),
+            frame_size[1] - 1 - float(lips[:, 1].max()) - _CHIN_ROOM * width,
         )
         if room < width * _EDGE[1 if self._state is FaceState.EDGE else 0]:
             return FaceState.EDGE

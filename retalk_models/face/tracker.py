@@ -221,8 +221,8 @@ class ShapeFilter:
         cutoff = np.full((POINTS, 1), 1.5, np.float32)
         beta = np.full((POINTS, 1), 6.0, np.float32)
         lips = [*OUTER_LIPS, *INNER_LIPS]
-        cutoff[list(CHIN)], beta[list(CHIN)] = 3.0, 15.0
-        cutoff[lips], beta[lips] = 5.0, 25.0
+        cutoff[list(CHIN)], beta[list(CHIN)] = 5.0, 25.0
+        cutoff[lips], beta[lips] = 12.0, 60.0
         self._filter = OneEuro(cutoff, beta)
 
     def reset(self) -> None:

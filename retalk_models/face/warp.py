@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from retalk_models.face.geometry import FACE_OVAL, INNER_LIPS, POINTS
+from retalk_models.face.geometry import FACE_OVAL, INNER_LIPS, POINTS, template
 from retalk_models.picture import F32, Box
 
 I32 = NDArray[np.int32]
@@ -63,6 +63,15 @@ def triangles() -> I32:
     return np.array([*ring, *faces, *bridge], np.int32)
 
 
+@cache
+def _facing() -> NDArray[np.float64]:
+    """(t,) the sign of every triangle's area on a face seen from the front; 0 for the bridge over the opening."""
+    front = template()[:, :2]
+    sign = np.sign(_turn(np.concatenate([front, fixed_ring(front)])[triangles()].astype(np.float64)))
+    sign[-(len(INNER_LIPS) - 2) :] = 0
+    return np.asarray(sign)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class WarpField:
     """Where every pixel of a region comes from, on a coarse grid.
@@ -104,7 +113,8 @@ def warp_field(
     after = np.concatenate([target, ring]).astype(np.float64)
     moved = np.abs(after - before).max(axis=1) > threshold
     mesh = triangles()
-    active = mesh[moved[mesh].any(axis=1)]
+    moving = moved[mesh].any(axis=1)
+    active, facing = mesh[moving], _facing()[moving]
     if not len(active):
         return None
     box = _region(after[np.unique(active)], frame_size)
@@ -114,8 +124,12 @@ def warp_field(
     rows, columns = int(np.ceil(box.height / step)) + 1, int(np.ceil(box.width / step)) + 1
 
     deep = np.concatenate([depth, np.full(len(ring), np.inf)])
-    active = active[np.argsort(-deep[active].mean(axis=1), kind="stable")]
+    order = np.argsort(-deep[active].mean(axis=1), kind="stable")
+    active, facing = active[order], facing[order]
     corners = (after[active] - (box.left, box.top)) / step
+    # A triangle seen from behind lies under its neighbours; the bridge over shut lips has no front.
+    kept = _turn(corners) * facing >= 0
+    active, corners = active[kept], corners[kept]
     index = _rasterise(corners, rows, columns)
     offsets = _interpolate(corners, (before - after)[active], index)
 
@@ -125,6 +139,12 @@ def warp_field(
     # Offsets stop short at the frame's border: what lies beyond it is not known.
     _settle_at_frame_edge(offsets, reach, box, frame_size, step, feather)
     return WarpField(box, step, offsets, reach)
+
+
+def _turn(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(t,) twice the signed area of triangles (t, 3, 2)."""
+    edge1, edge2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    return np.asarray(edge1[:, 0] * edge2[:, 1] - edge1[:, 1] * edge2[:, 0])
 
 
 def _region(points: NDArray[np.float64], frame_size: tuple[int, int]) -> Box | None:
@@ -152,22 +172,25 @@ def _rasterise(corners: NDArray[np.float64], rows: int, columns: int) -> I32:
 def _interpolate(corners: NDArray[np.float64], values: NDArray[np.float64], index: I32) -> F32:
     """Values (t, 3, 2) at the triangles' corners to every node of the index picture, affine in each triangle."""
     a, edge1, edge2 = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    area = edge1[:, 0] * edge2[:, 1] - edge1[:, 1] * edge2[:, 0]
+    area = _turn(corners)
     # A triangle seen edge-on covers nothing worth a slope.
-    inverse = np.where(np.abs(area) > 1e-3, 1.0 / np.where(area == 0, 1.0, area), 0.0)
+    inverse = np.where(np.abs(area) > 1e-4, 1.0 / np.where(area == 0, 1.0, area), 0.0)
+    first = np.stack([edge2[:, 1] * inverse, -edge2[:, 0] * inverse], axis=1)
+    second = np.stack([-edge1[:, 1] * inverse, edge1[:, 0] * inverse], axis=1)
+    shift1, shift2 = -(first * a).sum(axis=1, keepdims=True), -(second * a).sum(axis=1, keepdims=True)
     rise1, rise2 = values[:, 1] - values[:, 0], values[:, 2] - values[:, 0]
-    along_x = (rise1 * edge2[:, 1:2] - rise2 * edge1[:, 1:2]) * inverse[:, None]
-    along_y = (rise2 * edge1[:, 0:1] - rise1 * edge2[:, 0:1]) * inverse[:, None]
-    constant = values[:, 0] - along_x * a[:, 0:1] - along_y * a[:, 1:2]
-    low, high = values.min(axis=1), values.max(axis=1)
-    table = np.concatenate([along_x, along_y, constant, low, high], axis=1).astype(np.float32)
-    table = np.concatenate([table, np.zeros((1, 10), np.float32)])
+    columns_of = [first, shift1, second, shift2, values[:, 0], rise1, rise2]
+    table = np.concatenate([np.concatenate(columns_of, axis=1), np.zeros((1, 12))]).astype(np.float32)
     cell = table[index]
     rows, columns = index.shape
-    x = np.arange(columns, dtype=np.float32)[None, :, None]
-    y = np.arange(rows, dtype=np.float32)[:, None, None]
-    out = cell[..., 0:2] * x + cell[..., 2:4] * y + cell[..., 4:6]
-    return np.clip(out, cell[..., 6:8], cell[..., 8:10])
+    x = np.arange(columns, dtype=np.float32)[None, :]
+    y = np.arange(rows, dtype=np.float32)[:, None]
+    # A node on a thin triangle's rim may lie beside it: held to its edge, the map stays continuous.
+    along1 = np.clip(cell[..., 0] * x + cell[..., 1] * y + cell[..., 2], 0, 1)
+    along2 = np.clip(cell[..., 3] * x + cell[..., 4] * y + cell[..., 5], 0, 1 - along1)
+    return np.asarray(
+        cell[..., 6:8] + along1[..., None] * cell[..., 8:10] + along2[..., None] * cell[..., 10:12], np.float32
+    )
 
 
 def _soft_inside(inside: NDArray[np.uint8], cells: int) -> F32:

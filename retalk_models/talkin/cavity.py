@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from retalk_models.picture import F32
-from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane
+from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, dark_of
 
 _PER_UNIT = 320
 """Pixels per plane unit (the outer eye corners' distance) of the drawn texture."""
@@ -14,7 +14,7 @@ _PER_UNIT = 320
 _HALF_WIDTH, _ABOVE, _BELOW = 0.4, 0.12, 0.38
 """What the texture covers beside, above and below the middle of the closed lips, plane units."""
 
-_TEETH_LENGTH = 0.036
+_TEETH_LENGTH = 0.018
 """How far the upper teeth reach below the closed lips' line in the middle, plane units."""
 
 
@@ -43,7 +43,7 @@ def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
     teeth = _edge(arc - y, 0.012) * _edge(1.02 - np.abs(across), 0.35)
     shade = (1.0 - 0.42 * across**2).clip(0.15, 1) * (0.86 + 0.14 * _edge(y + 0.03, 0.05))
     gaps = sum(np.exp(-(((np.abs(x) - k) / 0.0045) ** 2)) for k in (0.0, 0.086, 0.158, 0.222))
-    bright = np.minimum(1.02 * skin, 196) * shade * (1 - 0.14 * gaps)
+    bright = np.minimum(0.8 * skin, 175) * shade * (1 - 0.14 * gaps)
     # Where teeth end there is shadow, not a cut edge.
     luma = luma * (1 - teeth) + bright * teeth
     u = 128 + (1 - teeth) * tint[0] * 0.8 * red + teeth * 0.35 * tint[0]
@@ -65,6 +65,9 @@ def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
         plane,
         Opening(upper, lower),
         light,
+        line + _TEETH_LENGTH + 0.02,
+        1.0,
+        dark_of(light),
     )
 
 

@@ -59,7 +59,7 @@ class MouthReferences:
         if last is not None and elapsed_s > 0:
             drift = float(np.linalg.norm(centre - last[0])) / face.pose.scale / elapsed_s
             motion = max(drift / 1.5, abs(face.opening - last[1]) / elapsed_s / 2.5)
-        best_possible = 0.75 + 0.25 * _openness(face.opening) - 0.4 * min(1.0, motion)
+        best_possible = 0.7 + 0.3 * _openness(face.opening) - 0.4 * min(1.0, motion)
         if not self._cache.wants(face.pose.yaw, face.pose.pitch, best_possible):
             return
         texture = cut_texture(picture, face.points, plane, light)
@@ -107,11 +107,11 @@ class MouthReferences:
 
 
 def _openness(opening: float) -> float:
-    return float(np.clip((opening - 0.03) / 0.10, 0, 1) - np.clip((opening - 0.24) / 0.1, 0, 1))
+    return float(np.clip((opening - 0.03) / 0.08, 0, 1) - np.clip((opening - 0.17) / 0.1, 0, 1))
 
 
 def texture_quality(texture: MouthTexture, opening: float) -> float:
-    """How good a reference a mouth is, about 0..1: well open, teeth to be seen, sharp."""
+    """How good a reference a mouth is, about 0..1: well open, teeth and the dark behind them to be seen, sharp."""
     mask = np.zeros(texture.y.shape, np.uint8)
     outline = np.concatenate([texture.opening.upper, texture.opening.lower[-2:0:-1]])
     pixels = texture.plane.to_pixels(outline) - np.array(texture.corner, np.float32)
@@ -121,6 +121,14 @@ def texture_quality(texture: MouthTexture, opening: float) -> float:
         return 0.0
     skin = max(24.0, float(texture.light[0]) - 16)
     relative = (texture.y.astype(np.float32) - 16) / skin
-    teeth = float((relative[inside] > 0.72).mean())
-    detail = np.abs(cv2.Laplacian(texture.y, cv2.CV_32F))[inside].mean() / skin
-    return 0.4 * _openness(opening) + 0.35 * min(1.0, teeth / 0.3) + 0.25 * float(min(1.0, detail / 0.12))
+    teeth = float((relative[inside] > 0.7).mean())
+    dark = float((relative[inside] < 0.45).mean())
+    detail = float(np.abs(cv2.Laplacian(texture.y, cv2.CV_32F))[inside].mean()) / skin
+    # Teeth with depth behind them fit every opening; rows that meet fit only their own.
+    return (
+        0.3 * _openness(opening)
+        + 0.2 * min(1.0, teeth / 0.2)
+        + 0.15 * min(1.0, dark / 0.25)
+        + 0.15 * min(1.0, detail / 0.12)
+        + 0.2 * texture.depth
+    )

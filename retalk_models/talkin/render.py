@@ -19,9 +19,6 @@ _FEATHER = 0.08
 _EDGE_SOFTNESS = 0.007
 """Width of the lips' inner edge over the face's width."""
 
-_OPEN = 0.014
-"""Aperture (canonical units) from which the inside of the mouth shows fully."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawing:
@@ -87,13 +84,12 @@ def draw(
     chosen = references.choose(
         face.pose, target.opening, Opening.of(neutral, canonical), light, elapsed_s
     )
-    opacity = strength * float(np.clip(target.opening / _OPEN, 0, 1))
     mouth: Patch | None = None
-    if opacity > 0:
+    if target.opening > 0 or target.apart > 0:
         softness = max(1.0, _EDGE_SOFTNESS * width)
         patches = [
-            (draw_mouth(texture, picture, target.target, plane, light, softness, fine), weight)
+            (draw_mouth(texture, picture, target.target, plane, light, softness, target.apart, fine), weight)
             for texture, weight in chosen
         ]
         mouth = mix_patches([(patch, weight) for patch, weight in patches if patch is not None])
-    return Drawing(field, mouth, opacity)
+    return Drawing(field, mouth, strength)

@@ -33,9 +33,9 @@ _OPENING_FLOOR = 0.16
 _OPENING_CEILING = 0.34
 _OPENING_MARGIN = 1.25
 
-_FLESH = 0.16
-"""How far inside the lip, as a share of its thickness, the drawn lip begins: landmarks run on the edge, and
-a sliver of tooth carried along with the lip shows at once."""
+_FLESH = (0.14, 0.26)
+"""How far inside the lip, as a share of its thickness, the drawn lip begins, where the frame's own lips are shut
+and where they are apart: landmarks run on the edge, and a sliver of tooth carried along with the lip shows at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ class TargetFace:
 
     source: (478, 2) where the frame's own points are sampled; target: (478, 2) where they shall lie. Pixels.
     depth: (478,) pixels, larger is farther.
-    opening: aperture drawn, canonical units, at least 0.
+    opening: aperture drawn, canonical units, at least 0. apart: 0..1, whether the frame's own lips are apart.
     """
 
     source: F32
@@ -65,6 +65,7 @@ class TargetFace:
     depth: F32
     pose: Pose
     opening: float
+    apart: float
 
 
 class OpeningRange:
@@ -163,7 +164,9 @@ class TargetGeometry:
         moved = face.points + face.pose.scale * change @ face.pose.rotation.T
         opening = max(0.0, aperture(face.shape + change))
         sampled = face.points[:, :2].copy()
-        flesh = _FLESH * strength * float(np.clip(max(opening, face.opening) / 0.03, 0, 1))
+        apart = float(np.clip(face.opening / 0.04, 0, 1))
+        flesh = _FLESH[0] + apart * (_FLESH[1] - _FLESH[0])
+        flesh *= strength * float(np.clip(max(opening, face.opening) / 0.03, 0, 1))
         inner, outer = list(INNER_LIPS), list(OUTER_LIPS)
         sampled[inner] += flesh * (sampled[outer] - sampled[inner])
         return TargetFace(
@@ -172,6 +175,7 @@ class TargetGeometry:
             np.asarray(moved[:, 2], np.float32),
             face.pose,
             opening,
+            apart,
         )
 
 
