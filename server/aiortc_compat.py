@@ -55,6 +55,7 @@ PINNED = {"aiortc": "1.16.0", "aioice": "0.13.0", "av": "18.1.0"}
 _PRIVATE_NAMES: tuple[tuple[type, str], ...] = (
     (RTCPeerConnection, "_RTCPeerConnection__createTransceiver"),
     (RTCPeerConnection, "_RTCPeerConnection__createDtlsTransport"),
+    (RTCPeerConnection, "_RTCPeerConnection__connect"),
     (RTCRtpSender, "_next_encoded_frame"),
     (RTCRtpSender, "_send_keyframe"),
     (RTCRtpSender, "_send_rtcp"),
@@ -211,6 +212,14 @@ class PeerConnection(RTCPeerConnection):
         allow_loopback(connection)
         self._listen(connection)
         return transport
+
+    async def _RTCPeerConnection__connect(self) -> None:
+        # Upstream starts this as a task that nobody awaits. What fails in it never connects, which the
+        # peer's watchdog sees.
+        try:
+            await super()._RTCPeerConnection__connect()  # type: ignore[misc]
+        except Exception:
+            logger.debug("a peer connection could not be started", exc_info=True)
 
     def _listen(self, connection: Connection) -> None:
         data_received, request_received = connection.data_received, connection.request_received

@@ -58,7 +58,7 @@ class End(StrEnum):
 class Stage(Protocol):
     """What a peer needs of the session that it belongs to."""
 
-    def video_inlet(self, loop: asyncio.AbstractEventLoop) -> VideoInlet: ...
+    def video_inlet(self, loop: asyncio.AbstractEventLoop) -> VideoInlet | None: ...
 
     def voice_inlet(self, loop: asyncio.AbstractEventLoop, owner: object) -> VoiceInlet: ...
 
@@ -139,8 +139,8 @@ class Peer:
         voice_mid: the m-line whose audio is the dubbed speech; see `choose_voice`.
         Raises ApiError (400) for an SDP that cannot be used; the peer has ended then.
         """
-        voice = choose_voice(self.role, offer, voice_mid)
         try:
+            voice = choose_voice(self.role, offer, voice_mid)
             self._prepare(offer)
             await self._pc.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
             self._connect_tracks(offer, voice)
@@ -237,7 +237,7 @@ class Peer:
                 continue
             if transceiver.kind == "video" and self.role in (Role.SOURCE, Role.DUPLEX):
                 receiver.sink = self._stage.video_inlet(loop)
-                self.is_source = True
+                self.is_source = receiver.sink is not None
             elif transceiver.kind == "audio" and transceiver.mid == voice:
                 receiver.sink = self._stage.voice_inlet(loop, self)
         if self._tracks:

@@ -95,6 +95,8 @@ def vet_offer(text: str, allow_private: bool = True) -> Offer:
             last = sections[-1]
             sections[-1] = Section(last.kind, attribute.removeprefix("mid:"), last.direction)
         kept.append(line)
+    if not any(line.startswith("a=fingerprint:") for line in kept):
+        raise broken("it has no a=fingerprint, without which nothing can be encrypted")
     _check_counts(sections, len(candidates))
     admitted = tuple(line for line in candidates if admits_candidate(line, allow_private))
     return Offer("\r\n".join(kept), tuple(sections), admitted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import math
 import time
@@ -25,6 +26,7 @@ from server.settings import Settings
 from stream.clock import Clock
 from stream.encode import Codec, EncodedHub, Subscription
 from stream.errors import VoiceFull
+from stream.presenter import present
 from stream.source import SourceBuffer
 from stream.stats import SessionStats, Spread
 from stream.voice import VoiceFormat, VoiceTrack
@@ -62,10 +64,10 @@ class SessionRequest(BaseModel):
 class SessionPlan:
     """A request that was found to be possible.
 
-    presenter: None where the source publishes over WebRTC, else a file's path or SAMPLE_PRESENTER.
+    presenter: the file that is shown in place of a camera; None where the source publishes over WebRTC.
     """
 
-    presenter: Path | str | None
+    presenter: Path | None
     latency_budget_ms: int
     idle: Idle
     mark: bool
@@ -171,9 +173,19 @@ class HostedSession:
     # --- peers
 
     def new_peer(self, role: Role, on_end: Callable[[Peer, End, ApiError | None], None]) -> Peer:
-        """A peer of this session, not negotiated yet. Raises ApiError (503) beyond max_viewers."""
+        """A peer of this session, not negotiated yet.
+
+        Raises ApiError: 409 for a source where a file is the source, 503 beyond max_viewers.
+        """
         if self.ended.is_set():
             raise unknown_session()
+        if role is Role.SOURCE and self.plan.presenter is not None:
+            raise ApiError(
+                409,
+                "source_is_a_file",
+                "this session's source is a presenter file",
+                'create one with "source": "webrtc" to publish a camera',
+            )
         watching = sum(peer.role.watches for peer in self._peers)
         if role.watches and watching >= self._settings.max_viewers:
             raise unavailable(
@@ -201,8 +213,10 @@ class HostedSession:
         if on_end is not None:
             on_end(peer, reason, fault)
 
-    def video_inlet(self, loop: asyncio.AbstractEventLoop) -> VideoInlet:
-        """Where a source's decoded frames go."""
+    def video_inlet(self, loop: asyncio.AbstractEventLoop) -> VideoInlet | None:
+        """Where a source's decoded frames go; nowhere for a duplex peer of a session with a presenter."""
+        if self.plan.presenter is not None:
+            return None
         return VideoInlet(loop, self._stream.clock, self._stream.source.push)
 
     def voice_inlet(self, loop: asyncio.AbstractEventLoop, owner: object) -> VoiceInlet:
@@ -279,9 +293,13 @@ class HostedSession:
     async def run(self) -> None:
         """Run the stream until it ends or this is cancelled."""
         async with asyncio.TaskGroup() as group:
-            observing = group.create_task(self._observe(), name="session-observe")
+            beside = [group.create_task(self._observe(), name="session-observe")]
+            if self.plan.presenter is not None:
+                showing = present(self.plan.presenter, self._stream.source, self._stream.clock)
+                beside.append(group.create_task(showing, name="session-presenter"))
             await self._stream.run()
-            observing.cancel()
+            for task in beside:
+                task.cancel()
 
     async def _observe(self) -> None:
         late = dropped = 0
@@ -311,8 +329,22 @@ def _spread(spread: Spread) -> dict[str, float]:
     return {"p50": round(spread.p50, 1), "p95": round(spread.p95, 1)}
 
 
+def sample_presenter() -> Path:
+    """The public-domain portrait that scikit-image installs. Raises ApiError (422) where it is not."""
+    package = importlib.util.find_spec("skimage")
+    for folder in (package.submodule_search_locations or ()) if package is not None else ():
+        picture = Path(folder) / "data" / "astronaut.png"
+        if picture.is_file():
+            return picture
+    raise invalid(
+        "unknown_source",
+        "the sample presenter is not installed on this server",
+        "pip install 'retalk[demo]', publish a camera, or name a file of the presenters folder",
+    )
+
+
 class Registry:
-    """All sessions of one server. Use it as an async context manager: leaving it ends them all."""
+    """All sessions of one server."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
@@ -358,7 +390,8 @@ class Registry:
                 f"the engine {request.engine[:40]!r} is not loaded here",
                 f"use {self.engine!r}, or leave it out",
             )
-        budget = request.latency_budget_ms or settings.latency_budget_ms
+        asked = request.latency_budget_ms
+        budget = settings.latency_budget_ms if asked is None else asked
         least, most = settings.min_latency_budget_ms, settings.max_latency_budget_ms
         if not least <= budget <= most:
             raise invalid(
@@ -369,9 +402,9 @@ class Registry:
         presenter = None if request.source == "webrtc" else self._presenter(request.source.file)
         return SessionPlan(presenter, budget, request.idle, request.mark)
 
-    def _presenter(self, name: str) -> Path | str:
+    def _presenter(self, name: str) -> Path:
         if name == SAMPLE_PRESENTER:
-            return SAMPLE_PRESENTER
+            return sample_presenter()
         folder = self._settings.presenters_dir
         hint = f'name a file of the operator\'s presenters folder, or "{SAMPLE_PRESENTER}"'
         if folder is None or "/" in name or "\\" in name or name.startswith(".") or "\0" in name:

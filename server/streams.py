@@ -6,11 +6,13 @@ import asyncio
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from retalk_models.engine import Engine, load_engine
 from server.sessions import SessionPlan
 from server.settings import Settings
 from stream.clock import MonotonicClock
+from stream.files import VideoFile
 from stream.runner import ThreadRunner
 from stream.session import Session, SessionConfig
 
@@ -23,9 +25,13 @@ class Streams:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._runner = ThreadRunner(engine.name)
+        self._files = ThreadPoolExecutor(1, "presenter-check")
 
     async def open(self, plan: SessionPlan) -> Session:
         """A stream that has not begun to run. Raises stream.errors.InputError for a bad presenter."""
+        if plan.presenter is not None:
+            # Found out now, while there is still somebody to tell.
+            await asyncio.get_running_loop().run_in_executor(self._files, _check_presenter, plan.presenter)
         config = SessionConfig(
             latency_budget_us=plan.latency_budget_ms * 1000,
             idle=plan.idle,
@@ -35,7 +41,13 @@ class Streams:
 
     async def close(self) -> None:
         """Stop the engine's thread."""
+        self._files.shutdown(wait=False, cancel_futures=True)
         await self._runner.shutdown()
+
+
+def _check_presenter(path: Path) -> None:
+    with VideoFile(path):
+        return
 
 
 async def load(settings: Settings) -> Streams:

@@ -98,9 +98,7 @@ async def connect(
     await until(lambda: offerer.connectionState == "connected")
 
 
-async def answer_with(
-    answerer: RTCPeerConnection, offer: RTCSessionDescription
-) -> RTCSessionDescription:
+async def answer_with(answerer: RTCPeerConnection, offer: RTCSessionDescription) -> RTCSessionDescription:
     """The plain answer of a peer connection."""
     await answerer.setRemoteDescription(offer)
     await answerer.setLocalDescription(await answerer.createAnswer())
