@@ -3,6 +3,7 @@
 import { socketUrl } from "./api.js";
 import { ClientError, serverError } from "./errors.js";
 import { BrowserMeter } from "./figures.js";
+import { withStartBitrate } from "./sdp.js";
 import { Signal } from "./signal.js";
 
 const METER_MS = 1000;
@@ -112,7 +113,7 @@ export class Peer extends EventTarget {
     if (this.#closed) return;
     if (message.type === "answer") {
       try {
-        await this.pc.setRemoteDescription({ type: "answer", sdp: message.sdp });
+        await this.pc.setRemoteDescription({ type: "answer", sdp: withStartBitrate(message.sdp) });
       } catch (error) {
         this.#emit("refused", { error: new ClientError("connection-failed", String(error), { cause: error }) });
       }
