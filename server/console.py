@@ -111,7 +111,8 @@ def terminate_as_interrupt() -> Iterator[None]:
     """Let SIGTERM unwind as Ctrl-C does, so that partial output is removed then too."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        # Not raised here: asyncio answers SIGINT by cancelling its main task, which unwinds in good order.
+        signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
