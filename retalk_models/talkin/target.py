@@ -33,6 +33,9 @@ _OPENING_FLOOR = 0.16
 _OPENING_CEILING = 0.34
 _OPENING_MARGIN = 1.25
 
+_WIDEST = 2.5
+"""Coefficients other than the opening are held softly within so many standard deviations: beyond, skin folds."""
+
 _FLESH = (0.14, 0.26)
 """How far inside the lip, as a share of its thickness, the drawn lip begins, where the frame's own lips are shut
 and where they are apart: landmarks run on the edge, and a sliver of tooth carried along with the lip shows at once."""
@@ -149,7 +152,7 @@ class TargetGeometry:
 
     def bounded(self, expression: F32) -> F32:
         """(K,) coefficients of a voice, kept plausible for this person."""
-        out = np.clip(expression, -3.5, 3.5).astype(np.float32)
+        out = (_WIDEST * np.tanh(expression / _WIDEST)).astype(np.float32)
         out[0] = self._range.bound(float(expression[0]))
         return out
 
