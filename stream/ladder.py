@@ -10,6 +10,7 @@ _SETTLE_US = 400_000
 _CALM_US = 3_000_000
 _FIRST_PROBE_US = 500_000
 _LONGEST_WAIT_US = 30_000_000
+_TRUSTED_AFTER_US = 10_000_000
 _WEIGHT = 0.2
 _WORST_LOAD = 3.0
 
@@ -20,8 +21,8 @@ class QualityLadder:
     Load is the wall time from a window's submission to its result over the time that the window covers.
     Down one rung when the load passes 0.9, or when frames come late, before a backlog can form; up one when
     it stayed below 0.6 for three seconds, twice as long after every step up that had to be taken back.
-    A fault goes straight to pass-through; one window is then tried after half a second, and after ever longer
-    waits, and the first that succeeds in time leads back up.
+    A fault goes straight to pass-through. One window is tried after half a second, then after ever longer
+    waits; the first that succeeds leads back to where it was, or, if it had only just recovered, one below.
     """
 
     def __init__(self, fixed: bool = False) -> None:
@@ -36,6 +37,8 @@ class QualityLadder:
         self._wait_us = _FIRST_PROBE_US
         self._late = 0
         self._cost_us = 0.0
+        self._resume = Rung.FULL
+        self._recovered_us: int | None = None
         self.faulted = False
 
     @property
@@ -68,10 +71,13 @@ class QualityLadder:
         load = min(cost_us / max(1, span_us), _WORST_LOAD)
         self._cost_us += _WEIGHT * (cost_us - self._cost_us)
         if self._rung == Rung.PASS_THROUGH:
-            if on_time or self.faulted:
+            if self.faulted:
                 self.faulted = False
+                self._recovered_us = now_us
+                self._move(self._resume, now_us)
+            elif on_time:
                 self._wait_us = _FIRST_PROBE_US
-                self._move(Rung.HALF_RATE if not self._fixed else Rung.FULL, now_us)
+                self._move(Rung.HALF_RATE, now_us)
             else:
                 self._back_off(now_us)
             return
@@ -80,7 +86,7 @@ class QualityLadder:
         if self._fixed:
             return
         settled = now_us - self._changed_us >= _SETTLE_US
-        if settled and (self._load > _TOO_LOAD or self._late >= 3):
+        if settled and (min(self._load, load) > _TOO_LOAD or self._late >= 3):
             if self._climbed_us is not None and now_us - self._climbed_us < 4 * self._calm_us:
                 self._calm_us = min(2 * self._calm_us, _LONGEST_WAIT_US)
             self._down(now_us)
@@ -92,12 +98,20 @@ class QualityLadder:
 
     def failed(self, now_us: int) -> None:
         """The engine raised or did not answer."""
-        if self._rung == Rung.PASS_THROUGH and self.faulted:
+        if self.faulted:
             self._back_off(now_us)
             return
         self.faulted = True
+        self._resume = min(self._rung, Rung.HALF_RATE)
+        again = self._recovered_us is not None and now_us - self._recovered_us < _TRUSTED_AFTER_US
+        if not again:
+            self._wait_us = _FIRST_PROBE_US
+        elif not self._fixed:
+            self._resume = min(Rung(self._resume + 1), Rung.HALF_RATE)
         self._move(Rung.PASS_THROUGH, now_us)
         self._probe_us = now_us + self._wait_us
+        if again:
+            self._back_off(now_us)
 
     def _down(self, now_us: int) -> None:
         self._move(Rung(self._rung + 1), now_us)

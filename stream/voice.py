@@ -144,8 +144,7 @@ class VoiceTrack:
     def end(self) -> None:
         """The utterance is complete: what follows is a pause and no hole. Idempotent."""
         tail = self._drained()
-        if tail.size and self._open:
-            self._place(tail, False)
+        self._place(tail, False)
         self._open = False
         self._bell.ring()
 
@@ -219,9 +218,7 @@ class VoiceTrack:
 
     def _drop_resampler_unless(self, form: VoiceFormat | None) -> None:
         if self._resampler is not None and self._format != form:
-            tail = self._drained()
-            if tail.size and self._open:
-                self._place(tail, False)
+            self._place(self._drained(), False)
 
     def _drained(self) -> I16:
         if self._resampler is None:
