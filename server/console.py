@@ -114,11 +114,16 @@ def terminate_as_interrupt() -> Iterator[None]:
         # Not raised here: asyncio answers SIGINT by cancelling its main task, which unwinds in good order.
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # A shell without job control starts background commands with SIGINT ignored, and asyncio then keeps out.
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt),
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
