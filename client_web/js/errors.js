@@ -98,6 +98,10 @@ const EXPLANATIONS = {
     title: "This server marks every dubbed picture.",
     todo: "Tick “Show a mark” under Options, then press Start again.",
   },
+  bad_latency_budget: {
+    title: "This latency limit is not possible here.",
+    todo: "Change it under Options, then press Start again.",
+  },
   "key-needed": {
     title: "This server asks for a key.",
     todo: "Enter it under Options, then press Start again.",

@@ -8,6 +8,9 @@ import { fetchSample } from "./voice.js";
 const page = new Page();
 const supported = "RTCPeerConnection" in window && "WebSocket" in window && "OfflineAudioContext" in window;
 
+/** Refusals whose remedy lies under Options. */
+const IN_OPTIONS = new Set(["key-needed", "mark_required", "bad_latency_budget"]);
+
 const SAID = {
   finished: "The voice has finished",
   interrupted: "The voice was interrupted",
@@ -69,6 +72,7 @@ function start() {
     buttons();
   });
   on("source", ({ stream }) => page.showCamera(stream));
+  on("poster", ({ url }) => page.showSource(chosenName("picture"), url));
   on("dubbed", ({ stream }) => page.showDubbed(stream));
   on("stats", ({ server }) => page.showServerFigures(server));
   on("browser", ({ figures }) => page.showBrowserFigures(figures));
@@ -86,6 +90,7 @@ function start() {
     page.showState("failed", "Stopped");
     page.showAlert(explain(error));
     page.showReadiness(supported);
+    if (IN_OPTIONS.has(error.code)) element("options", HTMLDetailsElement).open = true;
   });
   mine.start();
 }

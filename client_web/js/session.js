@@ -24,7 +24,7 @@ const PASSING = new Set(["server-gone", "connection-failed", "loading"]);
 /**
  * Events, each a CustomEvent:
  * `state` {state: "starting" | "live" | "reconnecting", text}, `source` {stream}, `dubbed` {stream},
- * `stats` {server}, `browser` {figures}, `voice` {playedMs, totalMs, speaking, how},
+ * `poster` {url}: a still of a source that the browser does not see, `stats` {server}, `browser` {figures}, `voice` {playedMs, totalMs, speaking, how},
  * `warning` {error}: something was refused and the session goes on,
  * `failed` {error}: the session has ended itself and given everything back.
  */
@@ -153,6 +153,7 @@ export class Session extends EventTarget {
       await deleteSession(this.#info);
       this.#check();
     }
+    if (this.#info.urls?.poster) this.#emit("poster", { url: this.#info.urls.poster });
     const peer = new Peer(this.#info, this.#local);
     this.#peer = peer;
     for (const passed of ["dubbed", "stats", "browser"]) {

@@ -43,6 +43,7 @@ class Spoken:
     interrupted_s: float
     outlined: list[str]
     session: dict[str, Any]
+    asked_for: list[str]
 
 
 def tab_to(page: Page, name: str, outlined: list[str]) -> None:
@@ -68,6 +69,8 @@ def spoken(server: Served, browser: Browser) -> Spoken:
     page = browser.new_page(viewport=DESK)
     errors, outlined = errors_on(page), list[str]()
     created: list[Response] = []
+    asked_for: list[str] = []
+    page.on("request", lambda request: asked_for.append(request.url))
     page.on("response", lambda answer: created.append(answer) if answer.request.method == "POST" else None)
     page.goto(server.url)
     begin_capture(page, pictures=True)
@@ -92,7 +95,7 @@ def spoken(server: Served, browser: Browser) -> Spoken:
     session = created[0].json()
     stop(page)
     page.close()
-    return Spoken(seen, errors, interrupted_s, outlined, session)
+    return Spoken(seen, errors, interrupted_s, outlined, session, asked_for)
 
 
 def test_sample_presenter_speaks_to_a_keyboard(spoken: Spoken) -> None:
@@ -123,6 +126,38 @@ def test_stop_ends_the_session_on_the_server(server: Served, spoken: Spoken) -> 
     )
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(request, timeout=5)
+
+
+def test_page_asks_nobody_but_its_own_server(server: Served, spoken: Spoken) -> None:
+    assert len(spoken.asked_for) > 5
+    assert [url for url in spoken.asked_for if not url.startswith(server.url)] == []
+
+
+def test_answer_is_changed_in_its_first_bit_rate_only(server: Served, browser: Browser) -> None:
+    answer = [
+        "v=0",
+        "m=audio 9 UDP/TLS/RTP/SAVPF 111",
+        "a=rtpmap:111 opus/48000/2",
+        "a=fmtp:111 useinbandfec=1",
+        "m=video 9 UDP/TLS/RTP/SAVPF 96 97 98",
+        "a=rtpmap:96 VP8/90000",
+        "a=rtpmap:97 rtx/90000",
+        "a=fmtp:97 apt=96",
+        "a=rtpmap:98 H264/90000",
+        "a=fmtp:98 packetization-mode=1",
+        "",
+    ]
+    page = browser.new_page()
+    page.goto(server.url)
+    changed = page.evaluate(
+        "async (sdp) => (await import('/js/sdp.js')).withStartBitrate(sdp)", "\r\n".join(answer)
+    ).split("\r\n")
+    page.close()
+    assert [line for line in changed if line not in answer] == [
+        "a=fmtp:96 x-google-start-bitrate=1500",
+        "a=fmtp:98 packetization-mode=1;x-google-start-bitrate=1500",
+    ]
+    assert [line for line in answer if line not in changed] == ["a=fmtp:98 packetization-mode=1"]
 
 
 def test_phone_needs_no_sideways_scrolling(server: Served, browser: Browser, tmp_path: Path) -> None:
