@@ -26,7 +26,7 @@ from stream.runner import InlineRunner, ThreadRunner
 from stream.session import Session, SessionConfig
 from stream.stats import Recent, SessionStats, Spread
 
-_WARM_UP_S = 4.0
+_COST_WARM_UP_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ async def _measure_cost(engine: Engine, material: Material, seconds: float, code
 
     async def feed() -> None:
         nonlocal began_s
-        await _feed(session, material, _WARM_UP_S)
+        await _feed(session, material, _COST_WARM_UP_S)
         runner.forget()
         began_s = time.process_time()
         await _feed(session, material, seconds)
@@ -158,11 +158,12 @@ def measure_live(
     seconds: float,
     latency_budget_us: int = 400_000,
     codec: Codec = "H264",
+    warm_up_s: float = 4.0,
     on_progress: Callable[[float], None] = lambda seconds: None,
 ) -> Live:
     """Run sessions side by side in real time. on_progress: told the seconds measured, once a second."""
     return asyncio.run(
-        _measure_live(engine, material, sessions, seconds, latency_budget_us, codec, on_progress)
+        _measure_live(engine, material, sessions, seconds, latency_budget_us, codec, warm_up_s, on_progress)
     )
 
 
@@ -173,6 +174,7 @@ async def _measure_live(
     seconds: float,
     budget_us: int,
     codec: Codec,
+    warm_up_s: float,
     on_progress: Callable[[float], None],
 ) -> Live:
     runner = ThreadRunner()
@@ -196,12 +198,12 @@ async def _measure_live(
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(session.run()) for session in sessions]
             feeds = [
-                group.create_task(_feed(session, material, _WARM_UP_S + seconds + 5)) for session in sessions
+                group.create_task(_feed(session, material, warm_up_s + seconds + 5)) for session in sessions
             ]
             for index, viewer in enumerate(viewers):
                 group.create_task(watch(index, viewer))
                 group.create_task(listen(viewer))
-            await asyncio.sleep(_WARM_UP_S)
+            await asyncio.sleep(warm_up_s)
             began, cpu, before = time.monotonic(), time.process_time(), list(seen)
             while (left := began + seconds - time.monotonic()) > 0:
                 await asyncio.sleep(min(1.0, left))

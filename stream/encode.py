@@ -248,6 +248,7 @@ class Subscription:
             self.dropped += len(self._video)
             self._video.clear()
             self._needs_keyframe = True
+            self._hub.request_keyframe(self.codec)
 
     def drop_audio(self) -> None:
         self.dropped += len(self._audio)
