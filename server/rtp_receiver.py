@@ -376,12 +376,16 @@ class DecoderThread:
         decoders: dict[str, Decode] = {}
         while (task := self._backlog.get()) is not None and not self._stopping:
             codec, frame = task
+            if not frame.data:
+                continue  # to a decoder, nothing means the end of the stream
             try:
                 decode = decoders.get(codec.name) or decoders.setdefault(codec.name, open_decoder(codec))
                 for picture in decode(frame):
                     self._deliver(Decoded(picture, frame.timestamp, frame.arrived_us))
             except Exception as fault:
-                # Whatever a stranger's bytes do to a decoder costs frames, never the thread.
+                # Whatever a stranger's bytes do to a decoder costs frames, never the thread. Video goes on
+                # at a key frame in any case, so a decoder of unknown state is not kept.
+                decoders.pop(codec.name, None)
                 logger.debug("a %s frame could not be decoded: %s", codec.name, fault)
                 self._tell(self._fail, fault)
         decoders.clear()
