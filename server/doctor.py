@@ -80,10 +80,11 @@ def check_port(host: str, port: int) -> Finding:
         with socket.create_server((host, port)):
             return Finding("port", Verdict.OK, f"{host}:{port} is free")
     except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]
         return Finding(
             "port",
             Verdict.BROKEN,
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            f"cannot listen on {host}:{port}: {reason}",
             f"stop what uses it, or choose another: retalk serve --port {port + 1 if port < 65535 else 8080}",
         )
 

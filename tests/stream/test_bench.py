@@ -12,7 +12,7 @@ from retalk_models.engine import EngineWindow
 from stream.bench import measure_cost, measure_live
 from stream.errors import InputError
 from stream.material import VOICE_CHUNK, Material, load_material
-from stream.media import PLAYOUT_RATE
+from stream.media import I16, PLAYOUT_RATE
 from stream.sample import sample_presenter
 from tests.stream.fakes import FakeEngine, flat_picture
 
@@ -26,8 +26,8 @@ def burn(window: EngineWindow) -> None:
         pass
 
 
-def tone(seconds: float, rate: int) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
-    return (8000 * np.sin(np.arange(round(seconds * rate)) * 0.05)).astype(np.int16)
+def tone(seconds: float, rate: int) -> I16:
+    return np.asarray(8000 * np.sin(np.arange(round(seconds * rate)) * 0.05), np.int16)
 
 
 @pytest.fixture
