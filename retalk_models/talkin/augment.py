@@ -37,12 +37,12 @@ def warp_time(power: F32, targets: F32, start: int, frames: int, rng: np.random.
     return Window(_lookup(power, at), _lookup(targets, at[::_FRAMES_PER_STEP] / _FRAMES_PER_STEP))
 
 
-def warp_formants(power: F32, factor: float) -> F32:
-    """Shift the vocal tract's resonances by `factor` along the mel axis (linear above, as VTLN does)."""
+def warp_formants(power: F32, length: float) -> F32:
+    """As if the vocal tract were `length` times as long: resonances move down above 1, up below."""
     bands = power.shape[1]
     centre = np.arange(bands, dtype=np.float32)
-    # On the mel axis a constant factor in Hz is nearly a constant shift in the upper, logarithmic part.
-    shift = np.log(factor) / np.log(6.4) * 27 * (bands / 37.0)
+    # On the mel axis a constant factor in frequency is nearly a constant shift above 1 kHz.
+    shift = np.log(length) / np.log(6.4) * 27 * (bands / 37.0)
     at = np.clip(centre + shift * np.clip(centre / (bands * 0.35), 0.2, 1.0), 0, bands - 1)
     return _lookup(power.T.copy(), at.astype(np.float32)).T
 
@@ -109,3 +109,16 @@ def batch_features(power: F32, rng: np.random.Generator) -> F32:
     relative = np.clip((decibels - tracked[:, :, None]) / 12.0 + 0.5, -4.0, 3.0)
     own = np.clip((loud + 30) / 20.0, -3.0, 2.0)
     return np.asarray(np.concatenate([relative, own[:, :, None]], 2), np.float32)
+
+
+def mask(heard: F32, rng: np.random.Generator) -> F32:
+    """Blank two bands of frequencies and two short spans of time in every row of (batch, frames, bands)."""
+    out = heard.copy()
+    frames, bands = heard.shape[1:]
+    for row in out:
+        for _ in range(2):
+            low, high = int(rng.integers(bands)), int(rng.integers(1, 9))
+            row[:, low : low + high] = row[:, low : low + high].mean()
+            start, length = int(rng.integers(frames)), int(rng.integers(2, 9))
+            row[start : start + length] = row.mean(0)
+    return out

@@ -37,18 +37,6 @@ class Pair:
         return np.stack(columns, 1).astype(np.float32)
 
 
-def _without_head_turn(expression: F32, turns: F32) -> F32:
-    """Take out of coefficients 1.. what follows the head's rotation (the landmarker's bias, not speech)."""
-    centred = turns - turns.mean(0)
-    if len(expression) < 60 or centred.std(0).max() < 0.02:
-        return expression
-    ridge = 1e-3 * len(turns) * np.eye(turns.shape[1], dtype=np.float32)
-    slope = np.linalg.solve(centred.T @ centred + ridge * 0.01, centred.T @ (expression - expression.mean(0)))
-    out = expression - centred @ slope
-    out[:, 0] = expression[:, 0]
-    return np.asarray(out, np.float32)
-
-
 def read_pairs(
     entries: Sequence[ClipEntry], cache: Path, basis: ExpressionBasis, need_sound: bool = True
 ) -> list[Pair]:
@@ -60,19 +48,15 @@ def read_pairs(
             tracks.setdefault(person_of(entry.name), []).append((entry, track))
     pairs = []
     for person, clips in tracks.items():
-        shapes = [
-            [(to_canonical(p, pose := fit_pose(p)), pose) for p in track.points[track.found]]
-            for _, track in clips
-        ]
+        shapes = [[to_canonical(p, fit_pose(p)) for p in track.points[track.found]] for _, track in clips]
         total = sum(len(one) for one in shapes)
         identity = IdentityEstimator(basis, memory=total, history=total)
         for clip_shapes in shapes:
-            for shape, _ in clip_shapes:
+            for shape in clip_shapes:
                 identity.update(shape)
         neutral = identity.neutral
         for (entry, track), clip_shapes in zip(clips, shapes, strict=True):
-            expression = basis.project(np.stack([shape for shape, _ in clip_shapes]) - neutral)
-            turns = np.array([(pose.yaw, pose.pitch, pose.yaw**2) for _, pose in clip_shapes], np.float32)
+            expression = basis.project(np.stack(clip_shapes) - neutral)
             lag = entry.lips_minus_sound_s or 0.0
             pairs.append(
                 Pair(
@@ -80,7 +64,7 @@ def read_pairs(
                     person,
                     track.sound,
                     track.times[track.found] - lag,
-                    _without_head_turn(expression, turns),
+                    expression,
                     np.array([lip_opening(p) for p in track.points[track.found]], np.float32),
                 )
             )
