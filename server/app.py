@@ -6,16 +6,15 @@ import asyncio
 import contextlib
 import json
 import logging
-import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -26,8 +25,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from server.aiortc_compat import check_upstream
 from server.auth import bearer, check_host, check_origin, require
 from server.errors import ApiError, first_problem, invalid
+from server.hosted import HostedSession
 from server.metrics import CONTENT_TYPE, Metrics
-from server.sessions import HostedSession, Registry, SessionRequest
+from server.serving import Server, listen
+from server.sessions import Registry, SessionRequest
 from server.settings import Settings
 from server.signalling import MAX_MESSAGE, Signalling
 from server.streams import Streams, load
@@ -56,11 +57,23 @@ def create_app(settings: Settings, load_streams: LoadStreams = load) -> Starlett
             Route("/healthz", house.healthz),
             Route("/readyz", house.readyz),
             Route("/metrics", house.metrics_page),
+            Route("/v1/presenters", house.presenters),
             Route("/v1/sessions", house.create_session, methods=["POST"]),
             Route("/v1/sessions/{id}", house.session, methods=["GET", "DELETE"]),
+            Route("/v1/sessions/{id}/poster", house.poster),
             WebSocketRoute("/v1/sessions/{id}/signal", house.signal),
             WebSocketRoute("/v1/sessions/{id}/voice", house.voice),
         ],
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.allowed_origins,
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["Authorization", "Content-Type"],
+            )
+        ]
+        if settings.allowed_origins
+        else [],
         exception_handlers={
             ApiError: house.refuse,
             HTTPException: _http_error,
@@ -109,6 +122,7 @@ class House:
         self._settings = settings
         self._load_streams = load_streams
         self._load_error = ""
+        self._streams: Streams | None = None
         self.metrics = Metrics()
         self.registry = Registry(settings, self.metrics)
         self.metrics.watch("sessions", "Sessions running", lambda: float(len(self.registry)))
@@ -136,6 +150,7 @@ class House:
             self._load_error = f"{type(error).__name__}: {error}".splitlines()[0]
             logger.error("the engine %r could not be loaded: %s", self._settings.engine, error)
             return None
+        self._streams = streams
         self.registry.engine = streams.engine.name
         self.registry.open_stream = streams.open
         logger.info("engine %s is ready on %s", streams.engine.name, streams.engine.device)
@@ -172,14 +187,21 @@ class House:
         """For Prometheus."""
         return Response(self.metrics.exposition(), media_type=CONTENT_TYPE)
 
+    # --- presenters
+
+    async def presenters(self, request: Request) -> Response:
+        """What a session may name as its source, for whoever may create one."""
+        self._check_caller(request)
+        self._require_key(request)
+        listed = [{"name": name, "label": label} for name, label in self.registry.presenters()]
+        return JSONResponse({"presenters": listed}, headers={"Cache-Control": "no-store"})
+
     # --- sessions
 
     async def create_session(self, request: Request) -> Response:
         """Admit a session: 201 with its id, token and addresses."""
         self._check_caller(request)
-        key = self._settings.server_key
-        if key is not None:
-            require(bearer(request.headers), key.get_secret_value(), "the server key")
+        self._require_key(request)
         try:
             body = SessionRequest.model_validate_json(await _json_body(request))
         except ValidationError as error:
@@ -192,10 +214,13 @@ class House:
         except InputError as error:
             raise invalid("unusable_source", str(error)) from None
         path = f"/v1/sessions/{session.id}"
+        urls = {"session": path, "signal": f"{path}/signal", "voice": f"{path}/voice"}
+        if session.plan.presenter is not None:
+            urls["poster"] = f"{path}/poster?token={session.token}"
         answer = {
             "id": session.id,
             "token": session.token,
-            "urls": {"session": path, "signal": f"{path}/signal", "voice": f"{path}/voice"},
+            "urls": urls,
             "ice_servers": [s.model_dump(exclude_none=True) for s in self._settings.ice_servers],
         }
         return JSONResponse(answer, 201, {"Location": path, "Cache-Control": "no-store"})
@@ -215,6 +240,18 @@ class House:
             return Response(status_code=204)
         session = self.registry.find(session_id, bearer(request.headers))
         return JSONResponse(session.about(), headers={"Cache-Control": "no-store"})
+
+    async def poster(self, request: Request) -> Response:
+        """The presenter's picture, to be shown beside the dubbed one; the token may be in the address."""
+        self._check_caller(request)
+        token = request.query_params.get("token") or bearer(request.headers)
+        session = self.registry.find(request.path_params["id"], token)
+        if session.plan.presenter is None or self._streams is None:
+            raise ApiError(
+                404, "no_poster", "this session's source is no file", "show the camera's own picture"
+            )
+        picture = await self._streams.poster(session.plan.presenter)
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     # --- sockets
 
@@ -248,6 +285,11 @@ class House:
     def _check_caller(self, connection: HTTPConnection) -> None:
         check_host(connection.headers, self._settings.loopback_only)
         check_origin(connection.headers, self._settings.allowed_origins)
+
+    def _require_key(self, request: Request) -> None:
+        key = self._settings.server_key
+        if key is not None:
+            require(bearer(request.headers), key.get_secret_value(), "the server key")
 
     # --- errors
 
@@ -321,37 +363,9 @@ def _unknown_route(path: str) -> ApiError:
     return ApiError(404, "unknown_route", f"there is nothing at {path[:100]}", "the page is at /")
 
 
-class Server(uvicorn.Server):
-    """Uvicorn that drains on SIGTERM: nobody new, and running sessions get their time to finish."""
-
-    def __init__(self, config: uvicorn.Config, registry: Registry, drain_timeout_s: float) -> None:
-        super().__init__(config)
-        self._registry = registry
-        self._drain_timeout_s = drain_timeout_s
-        self._draining: asyncio.Task[None] | None = None
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if sig == signal.SIGTERM and self._draining is None and len(self._registry):
-            self._registry.drain()
-            # This runs in a signal handler, between any two instructions of the loop.
-            asyncio.get_running_loop().call_soon_threadsafe(self._begin_drain, sig, frame)
-            return
-        super().handle_exit(sig, frame)
-
-    def _begin_drain(self, sig: int, frame: FrameType | None) -> None:
-        if self._draining is None:
-            self._draining = asyncio.create_task(self._drain(sig, frame), name="drain")
-
-    async def _drain(self, sig: int, frame: FrameType | None) -> None:
-        logger.info("draining: waiting %.0f s for %d sessions", self._drain_timeout_s, len(self._registry))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._drain_timeout_s):
-                await self._registry.empty()
-        super().handle_exit(sig, frame)
-
-
 def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. Blocks. Raises OSError where the address cannot be listened on."""
+    """Serve until SIGINT or SIGTERM. Blocks. Raises SettingsError where the address cannot be listened on."""
+    listener = listen(settings)
     app = create_app(settings)
     if settings.listen_host != settings.host:
         logger.warning(
@@ -374,7 +388,6 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=5,
         server_header=False,
     )
-    server = Server(config, app.state.registry, settings.drain_timeout_s)
-    server.run()
-    if not server.started:
-        sys.exit(1)
+    logger.info("serving on http://%s:%d", settings.listen_host, listener.getsockname()[1])
+    with listener:
+        Server(config, app.state.registry, settings.drain_timeout_s).run([listener])

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.errors import ApiError, bad_request, first_problem
+from server.hosted import HostedSession
 from server.peers import End, Peer, Role
 from server.sdp import MAX_SDP_BYTES, vet_offer
-from server.sessions import HostedSession
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.errors import ApiError, first_problem
-from server.sessions import HostedSession
+from server.hosted import HostedSession
 from stream.errors import VoiceFull
 from stream.voice import VoiceFormat
 

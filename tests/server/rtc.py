@@ -118,12 +118,8 @@ def impair(
     """Lose, and optionally delay, what a peer sends from now on: RTP and RTCP only, seeded."""
     chance = random.Random(seed)
     loop = asyncio.get_running_loop()
-    for transceiver in peer.getTransceivers():
-        transport = transceiver.sender.transport.transport
-        if getattr(transport, "impaired", False):
-            continue
+    for transport in {t.sender.transport.transport for t in peer.getTransceivers()}:
         send = transport._send
-        transport.impaired = True
 
         async def lossy(data: bytes, send: Callable[[bytes], Awaitable[None]] = send) -> None:
             if data and 127 < data[0] < 192:

@@ -127,7 +127,7 @@ async def test_our_sender_and_receiver_are_in_every_transceiver() -> None:
     other.addTransceiver("video")
     await other.setLocalDescription(await other.createOffer())
     await answer_with(peer, other.localDescription)
-    kinds = [(type(t.sender), type(t.receiver)) for t in peer.getTransceivers()]
+    kinds: list[tuple[type, type]] = [(type(t.sender), type(t.receiver)) for t in peer.getTransceivers()]
     assert kinds == [(Sender, Receiver)] * 2
     streams = {t.sender._stream_id for t in peer.getTransceivers()}
     assert len(streams) == 1, "one MediaStream for picture and sound"

@@ -126,6 +126,7 @@ async def test_with_a_server_key_only_its_holder_creates_sessions(start_server: 
     assert said(await server.http.post("/v1/sessions", json=TERMS)) == "unauthorised"
     wrong = {"Authorization": "Bearer open"}
     assert (await server.http.post("/v1/sessions", json=TERMS, headers=wrong)).status_code == 401
+    assert (await server.http.get("/v1/presenters")).status_code == 401
     right = {"Authorization": "Bearer open sesame"}
     assert (await server.http.post("/v1/sessions", json=TERMS, headers=right)).status_code == 201
 
@@ -149,6 +150,14 @@ async def test_pages_of_other_sites_are_refused(start_server: StartServer) -> No
     ]:
         answer = await server.http.post("/v1/sessions", json=TERMS, headers={"Origin": origin})
         assert (origin, answer.status_code) == (origin, status)
+        allowed = answer.headers.get("access-control-allow-origin")
+        assert allowed == (origin if origin == "https://app.example" else None)
+    preflight = {
+        "Origin": "https://app.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    assert (await server.http.options("/v1/sessions", headers=preflight)).status_code == 200
 
 
 async def test_a_full_server_says_when_to_come_back(start_server: StartServer) -> None:
@@ -228,6 +237,14 @@ async def test_presenters_come_from_their_folder_only(start_server: StartServer,
     async with session.socket("signal") as socket, asyncio.timeout(5):
         while (await next_of(socket, "stats"))["frames"] < 5:
             pass
+    listed = (await server.http.get("/v1/presenters")).json()["presenters"]
+    assert [one["label"] for one in listed if one["name"] != "sample"] == ["anna", "text"]
+    poster = await server.http.get(session.urls["poster"])
+    assert (poster.status_code, poster.headers["content-type"]) == (200, "image/jpeg")
+    assert cv2.imdecode(np.frombuffer(poster.content, np.uint8), cv2.IMREAD_COLOR).shape == (64, 64, 3)
+    assert (await server.http.get(session.urls["poster"].split("?")[0])).status_code == 401
+    live = await server.create()
+    assert said(await server.http.get(f"{live.urls['session']}/poster", headers=live.bearer)) == "no_poster"
 
 
 async def test_an_operator_can_allow_pictures_without_the_mark(start_server: StartServer) -> None:

@@ -247,7 +247,7 @@ async def test_a_killed_client_is_noticed_in_time(start_server: StartServer) -> 
         await until(lambda: len(watcher.video) > 5)
         transport = peer.getTransceivers()[0].sender.transport.transport
 
-        async def nothing(_: bytes) -> None:
+        async def nothing(data: bytes) -> None:
             return
 
         transport._send = nothing
