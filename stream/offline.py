@@ -72,11 +72,21 @@ def dub(
         try:
             result = asyncio.run(job.run())
             partial.replace(target)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
         finally:
             partial.unlink(missing_ok=True)
     if report is not None:
         Path(report).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The fault that ended a group of tasks, without the group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _check_target(target: Path, *inputs: Path) -> None:

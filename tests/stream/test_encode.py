@@ -73,10 +73,11 @@ async def fetched(viewer: Subscription) -> list[EncodedVideo]:
 
 def decode(codec: Codec, packets: list[EncodedVideo]) -> list[av.VideoFrame]:
     context = av.CodecContext.create("h264" if codec == "H264" else "vp8", "r")
+    assert isinstance(context, av.VideoCodecContext)
     frames: list[av.VideoFrame] = []
     for packet in packets:
-        frames += cast(list[av.VideoFrame], context.decode(av.Packet(packet.data)))
-    return frames + cast(list[av.VideoFrame], context.decode(None))
+        frames += context.decode(av.Packet(packet.data))
+    return frames + context.decode(None)
 
 
 @pytest.mark.parametrize("codec", ["H264", "VP8"])
@@ -202,8 +203,9 @@ async def test_audio_packets_are_20_ms_each_and_decode() -> None:
             packets.append(await viewer.next_audio())
     assert [packet.position for packet in packets] == [k * 960 for k in range(10)]
     context = av.CodecContext.create("libopus", "r")
+    assert isinstance(context, av.AudioCodecContext)
     decoded = [frame for packet in packets for frame in context.decode(av.Packet(packet.data))]
-    assert sum(cast(av.AudioFrame, frame).samples for frame in decoded) >= 9 * 960 - 400
+    assert sum(frame.samples for frame in decoded) >= 9 * 960 - 400
 
 
 async def test_interruption_empties_every_queue() -> None:

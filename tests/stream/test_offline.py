@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from retalk_models.engine import EngineWindow
+from stream.errors import InputError
+from stream.frames import picture_of
+from stream.offline import dub
+from tests.stream.fakes import BOX, FakeEngine
+from tests.stream.harness import tone
+from tests.stream.media_files import counted, number_of, read_sound, read_video, write_sound, write_video
+
+VFR = [0, 512, 1100, 1500, 2900, 3000, 4096, 5555, 6000, 9000]
+
+
+def make(folder: Path, milliseconds: int = 400, **video: object) -> tuple[Path, Path, Path]:
+    write_video(folder / "in.mp4", **video)  # type: ignore[arg-type]
+    write_sound(folder / "in.wav", tone(milliseconds))
+    return folder / "in.mp4", folder / "in.wav", folder / "out.mp4"
+
+
+def test_frames_keep_their_number_times_and_size(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, pts=VFR)
+    report = dub(video, audio, out, engine=FakeEngine(), mark=False)
+    before, after = read_video(video), read_video(out)
+    assert after[0] == before[0]
+    assert [number_of(picture_of(f).y) for f in after[1]] == list(range(10))
+    assert report["frames"] == report["dubbed"] == 10
+    assert report["late"] == report["faults"] == 0
+
+
+@pytest.mark.parametrize(
+    "time_base", [Fraction(1, 25), Fraction(1, 30_000), Fraction(1, 90_000), Fraction(1, 1_000_000)]
+)
+def test_any_time_base_is_kept_exactly(tmp_path: Path, time_base: Fraction) -> None:
+    step = max(1, round(Fraction(1, 25) / time_base))
+    pts = [k * step + (k % 3 if step > 3 else 0) for k in range(12)]
+    video, audio, out = make(tmp_path, pts=pts, time_base=time_base)
+    dub(video, audio, out, engine=FakeEngine(), mark=False)
+    assert read_video(out)[0] == [at * time_base for at in pts]
+
+
+def test_the_mouth_moves_with_the_voice_from_sample_to_frame(tmp_path: Path) -> None:
+    write_video(tmp_path / "in.mp4", 50)
+    quiet, loud = np.zeros(48_000 * 6 // 10, np.int16), tone(600, peak=30_000)
+    write_sound(tmp_path / "in.wav", np.concatenate([quiet, loud, quiet]))
+    dub(tmp_path / "in.mp4", tmp_path / "in.wav", tmp_path / "out.mp4", engine=FakeEngine(), mark=False)
+    frames = [f.to_ndarray(format="gray").astype(int) for f in read_video(tmp_path / "out.mp4")[1]]
+    middle = (BOX.top + BOX.bottom) // 2
+    lift = np.array([luma[middle, 20] - luma[56, 80] for luma in frames])
+    # The fake engine hears the 40 ms from a frame's own time on.
+    assert (lift[15:30] > 40).all()
+    assert (np.abs(lift[:14]) < 12).all()
+    assert (np.abs(lift[30:]) < 12).all()
+
+
+def test_the_sound_is_the_audio_and_then_silence(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, 300, count=20)
+    report = dub(video, audio, out, engine=FakeEngine())
+    sound, said = read_sound(out).astype(float), tone(300).astype(float)
+    assert abs(sound.size - 48_000 * 0.8) <= 1024
+    assert report["seconds"] == 0.8
+    lag = int(np.argmax(np.correlate(sound[:20_000], said[:4800], "valid")))
+    assert lag <= 240, "the sound does not begin where AUDIO does"
+    assert np.corrcoef(sound[1000:12_000], said[1000:12_000])[0, 1] > 0.98
+    assert np.abs(sound[16_000:]).max() < 200
+
+
+def test_longer_sound_holds_the_film_by_going_back_and_forth(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, 2000, count=20)
+    report = dub(video, audio, out, engine=FakeEngine(), mark=False)
+    times, frames = read_video(out)
+    assert len(frames) == report["frames"] == 50
+    assert times == [Fraction(k, 25) for k in range(50)]
+    numbers = [number_of(picture_of(f).y) for f in frames]
+    assert numbers == [*range(20), *range(18, -1, -1), *range(1, 12)]
+    assert abs(read_sound(out).size - 96_000) <= 1024
+
+
+def test_sound_a_little_longer_than_the_film_adds_no_frame(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, 815, count=20)
+    assert dub(video, audio, out, engine=FakeEngine())["frames"] == 20
+    assert read_sound(out).size >= 48 * 815
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
+def test_sound_of_any_rate_lasts_as_long(tmp_path: Path, rate: int) -> None:
+    write_video(tmp_path / "in.mp4", 5)
+    write_sound(tmp_path / "in.wav", np.repeat(tone(1000)[: rate * 2], 1)[: rate * 2], rate, 2)
+    report = dub(tmp_path / "in.mp4", tmp_path / "in.wav", tmp_path / "out.mp4", engine=FakeEngine())
+    assert abs(report["seconds"] - min(1.0, 48_000 / 2 / rate)) < 0.045
+
+
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_a_turned_film_stays_turned_and_is_dubbed_upright(tmp_path: Path, turn: int) -> None:
+    video, audio, out = make(tmp_path, count=5, rotation=turn)
+    engine = FakeEngine()
+    dub(video, audio, out, engine=engine, mark=False)
+    before, after = read_video(video)[1][0], read_video(out)[1][0]
+    assert after.rotation == before.rotation != 0
+    assert (after.width, after.height) == (before.width, before.height) == (96, 64)
+    upright = engine.windows[0].frames[0].picture
+    assert (upright.width, upright.height) == ((96, 64) if turn == 180 else (64, 96))
+
+
+def test_odd_sizes_and_colour_tags_stay(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, count=5, size=(97, 65), pix_fmt="yuv444p")
+    dub(video, audio, out, engine=FakeEngine())
+    frame = read_video(out)[1][0]
+    assert (frame.width, frame.height) == (97, 65)
+    tagged = tmp_path / "tagged.mp4"
+    write_video(tagged, 5, colour=(1, 1, 1, 1))
+    dub(tagged, audio, out, engine=FakeEngine())
+    frame = read_video(out)[1][0]
+    assert (frame.color_primaries, frame.color_trc, frame.colorspace, frame.color_range) == (1, 1, 1, 1)
+
+
+def test_full_range_pictures_keep_their_values(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, count=5, pix_fmt="yuvj420p")
+    dub(video, audio, out, engine=FakeEngine(), mark=False)
+    before, after = (read_video(path)[1][0] for path in (video, out))
+    assert after.color_range == 2
+    y = [np.frombuffer(memoryview(f.planes[0]), np.uint8)[:96] for f in (before, after)]
+    assert np.abs(y[0].astype(int) - y[1]).max() <= 3
+
+
+def test_a_still_image_speaks_for_as_long_as_the_sound(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), counted(3, 96, 64))
+    write_sound(tmp_path / "in.wav", tone(1000))
+    report = dub(tmp_path / "a.png", tmp_path / "in.wav", tmp_path / "out.mp4", engine=FakeEngine())
+    assert report["frames"] == 25
+    assert read_video(tmp_path / "out.mp4")[0] == [Fraction(k, 25) for k in range(25)]
+
+
+def test_the_file_says_that_it_is_synthetic(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, count=5)
+    dub(video, audio, out, engine=FakeEngine())
+    with av.open(str(out)) as container:
+        assert "AI dubbed by retalk" in container.metadata["comment"]
+
+
+def test_the_report_is_complete_and_written(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, count=10)
+    seen: list[tuple[int, int | None]] = []
+    report = dub(
+        video,
+        audio,
+        out,
+        engine=FakeEngine(),
+        progress=lambda done, total: seen.append((done, total)),
+        report=tmp_path / "report.json",
+    )
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert seen == [(k, 10) for k in range(1, 11)]
+    assert report["engine"] == "fake"
+    assert report["weights"] == {"none.safetensors": "0" * 64}
+    assert report["rungs"] == {"full": 10}
+    assert report["faces"] == {"tracked": 10}
+    assert set(report["stage_ms"]["fake"]) == {"p50", "p95", "max"}
+
+
+def test_the_same_input_gives_the_same_file(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, 900, count=20)
+    dub(video, audio, out, engine=FakeEngine())
+    first = out.read_bytes()
+    dub(video, audio, out, engine=FakeEngine())
+    assert out.read_bytes() == first
+
+
+def test_an_engine_that_fails_leaves_the_source_in_the_film(tmp_path: Path) -> None:
+    def before(window: EngineWindow) -> None:
+        raise RuntimeError("broken")
+
+    video, audio, out = make(tmp_path, count=20)
+    report = dub(video, audio, out, engine=FakeEngine(before))
+    assert len(read_video(out)[1]) == 20
+    assert report["dubbed"] == 0
+    assert report["faults"] >= 1
+    assert report["last_fault"] == "RuntimeError: broken"
+
+
+def test_interrupted_work_leaves_nothing_behind(tmp_path: Path) -> None:
+    def progress(done: int, total: int | None) -> None:
+        if done == 8:
+            signal.raise_signal(signal.SIGINT)
+
+    video, audio, out = make(tmp_path, count=20)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        dub(video, audio, out, engine=FakeEngine(), progress=progress)
+    assert set(tmp_path.iterdir()) == before
+    assert not [thread for thread in threading.enumerate() if thread.name == "retalk-write"]
+
+
+def test_what_was_there_before_stays_until_the_new_film_is_complete(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, count=20)
+    out.write_bytes(b"the old film")
+
+    def progress(done: int, total: int | None) -> None:
+        raise ValueError("a fault of ours")
+
+    with pytest.raises(ValueError, match="a fault of ours"):
+        dub(video, audio, out, engine=FakeEngine(), progress=progress)
+    assert out.read_bytes() == b"the old film"
+
+
+def test_a_senseless_target_is_refused_before_any_work(tmp_path: Path) -> None:
+    video, audio, _ = make(tmp_path, count=3)
+    for target, wrong in {
+        tmp_path / "out.avi": "ends in .mp4",
+        tmp_path / "no" / "out.mp4": "folder does not exist",
+        video: "replace an input",
+    }.items():
+        with pytest.raises(InputError, match=wrong):
+            dub(video, audio, target, engine=FakeEngine())
+    assert len(read_video(video)[1]) == 3
+
+
+def test_real_time_takes_real_time_and_gives_the_same_frames(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, 600, count=25)
+    report = dub(video, audio, out, engine=FakeEngine(), realtime=True, mark=False)
+    assert report["wall_seconds"] >= 1.0
+    assert read_video(out)[0] == read_video(video)[0]
+
+
+def test_a_real_clip_of_uneven_pace_keeps_every_time(clips: Path, tmp_path: Path) -> None:
+    voice = tmp_path / "voice.wav"
+    write_sound(voice, tone(500))
+    clip = clips / "open" / "o2_woman_blue_700_vfr22.mp4"
+    dub(clip, voice, tmp_path / "out.mp4", engine=FakeEngine())
+    assert read_video(tmp_path / "out.mp4")[0] == read_video(clip)[0]
