@@ -162,7 +162,8 @@ def summarise(seen: Seen, taken: Taken, cpu: dict[str, float], budget_ms: int) -
     released = np.array([each["skew_ms"] for each in taken.pushed], dtype=float)
     return {
         "seconds": shown_s,
-        "page_fps": (len(seen.frame_s) - 1) / shown_s,
+        "page_fps": seen.presented_fps(),
+        "read_fps": (len(seen.frame_s) - 1) / shown_s,
         "different_fps": float(moved.sum()) / shown_s,
         "decoded_fps": spread(np.array([each.get("fps", np.nan) for each in taken.page], dtype=float)),
         "source_fps": (len(seen.source_s) - 1) / float(seen.source_s[-1] - seen.source_s[0]),
@@ -202,8 +203,9 @@ def show(found: dict[str, Any]) -> None:
     added = found["added_ms"]
     lines = {
         "played": f"{found['seconds']:.1f} s",
-        "page fps": f"{found['page_fps']:.2f} shown, {found['different_fps']:.2f} of them new source frames "
-        f"(camera gave {found['source_fps']:.2f})",
+        "page fps": f"{found['page_fps']:.2f} presented; {found['read_fps']:.2f} read, "
+        f"{found['different_fps']:.2f} of them new source frames (camera: {found['source_fps']:.2f} read)",
+        "decoded fps": both("decoded_fps", "frames per second"),
         "frames": ", ".join(f"{name} {value}" for name, value in counters.items()),
         "added": f"p50 {added['p50']:.0f}  p95 {added['p95']:.0f}  worst p95 {added['worst_p95']:.0f} ms "
         f"(budget {found['budget_ms']})",

@@ -35,7 +35,9 @@
   const dubbedNumber = numberReader();
   const picture = canvasOf(width, height);
   follow("dubbed", (video, now, info) => {
-    const frame = { at: info.expectedDisplayTime, number: dubbedNumber(video), jpeg: null };
+    // The browser may skip a callback for a picture that it did present; its own count does not.
+    const [at, presented] = [info.expectedDisplayTime, info.presentedFrames];
+    const frame = { at, presented, number: dubbedNumber(video), jpeg: null };
     kept.frames.push(frame);
     if (window.__pictures) {
       picture.drawImage(video, 0, 0, width, height);

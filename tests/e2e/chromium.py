@@ -86,17 +86,23 @@ class Seen:
     """What a page showed and played, on the page's clock in seconds.
 
     frame_s: (n,) when each dubbed picture was shown. number: (n,) the source frame it was made from, -1 where
-    unreadable. pictures: (n,) its JPEG, or empty. source_s, source_number: the same of the source picture.
+    unreadable. presented: (n,) how many pictures the browser had presented by then, with those that were not
+    taken down. pictures: (n,) its JPEG, or empty. source_s, source_number: the same of the source picture.
     audio_s, audio_rms: (m,) the end of each short block of sound and its loudness, 0..1.
     """
 
     frame_s: F64
     number: NDArray[np.int64]
+    presented: NDArray[np.int64]
     pictures: list[bytes]
     source_s: F64
     source_number: NDArray[np.int64]
     audio_s: F64
     audio_rms: F64
+
+    def presented_fps(self) -> float:
+        """Dubbed pictures presented per second."""
+        return float((self.presented[-1] - self.presented[0]) / (self.frame_s[-1] - self.frame_s[0]))
 
     def rgb(self, index: int) -> U8:
         """Picture `index` as (480, 640, 3) RGB."""
@@ -132,6 +138,7 @@ def end_capture(page: Page) -> Seen:
     return Seen(
         frame_s=np.array([f["at"] for f in frames]) / 1000,
         number=np.array([-1 if f["number"] is None else f["number"] for f in frames], dtype=np.int64),
+        presented=np.array([f["presented"] for f in frames], dtype=np.int64),
         pictures=[base64.b64decode(f["jpeg"]) if f["jpeg"] else b"" for f in frames],
         source_s=np.array([s["at"] for s in sources]) / 1000,
         source_number=np.array([-1 if s["number"] is None else s["number"] for s in sources], dtype=np.int64),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import wave
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -18,6 +19,9 @@ from tests.e2e.lips import GRID_HZ, LipTracker
 F64 = NDArray[np.float64]
 
 LIVE_MS = 20_000
+WINDOW_S = 1.6
+WARP_S = 0.3
+LEAST_LIKENESS = 0.8
 BLOCK_HZ = 100.0
 """Loudness is compared in blocks of 10 ms, the length of the sound blocks a page hands out."""
 
@@ -78,23 +82,59 @@ def as_wav(path: Path, wav: Path) -> Path:
     return wav
 
 
-def voice_began_s(seen: Seen, voice: Path) -> tuple[float, float]:
-    """When, on the page's clock, the voice's first sample was heard; and how alike heard and sent are (r)."""
+@dataclass(frozen=True)
+class Heard:
+    """Where in time a voice was heard, window by window: browsers stretch and squeeze sound to steady it.
+
+    voice_s: (n,) middles of the windows on the voice's own time line. page_s: (n,) when each was heard.
+    r: median likeness (Pearson) of the loudness heard and sent.
+    """
+
+    voice_s: F64
+    page_s: F64
+    r: float
+
+    def to_page(self, voice_s: F64) -> F64:
+        """When, on the page's clock, these instants of the voice were heard."""
+        offset: F64 = np.interp(voice_s, self.voice_s, self.page_s - self.voice_s)
+        return voice_s + offset
+
+
+def hear(seen: Seen, voice: Path) -> Heard:
+    """Find the voice in what the page played. Raises AssertionError where it is not there."""
     sent = loudness(voice)
-    first = seen.audio_s[0]
-    ticks = np.arange(first, seen.audio_s[-1], 1 / BLOCK_HZ)
-    heard = np.interp(ticks, seen.audio_s, seen.audio_rms)
-    best, best_at = -1.0, 0
-    for at in range(-len(sent) // 2, len(heard) - len(sent) // 2):
-        a, b = heard[max(at, 0) : at + len(sent)], sent[max(-at, 0) : len(heard) - at]
-        size = min(len(a), len(b))
-        if size < len(sent) // 2 or a[:size].std() == 0 or b[:size].std() == 0:
+    began = _best_shift(seen, sent, np.arange(len(sent)) / BLOCK_HZ, seen.audio_s[0], seen.audio_s[-1])[0]
+    size, step = round(WINDOW_S * BLOCK_HZ), round(WINDOW_S * BLOCK_HZ / 4)
+    middles, heard, likeness = [], [], []
+    for first in range(0, len(sent) - size, step):
+        part = sent[first : first + size]
+        if part.std() < 0.3 * sent.std():
+            continue  # a pause looks like any other
+        times = (first + np.arange(size)) / BLOCK_HZ
+        at, r = _best_shift(seen, part, times, began - WARP_S, began + WARP_S)
+        if r > LEAST_LIKENESS:
+            middles.append(float(times.mean()))
+            heard.append(float(times.mean()) + at)
+            likeness.append(r)
+    assert middles, "nothing of the voice was heard"
+    return Heard(np.array(middles), np.array(heard), float(np.median(likeness)))
+
+
+def _best_shift(seen: Seen, sent: F64, times: F64, least_s: float, most_s: float) -> tuple[float, float]:
+    """The shift in least_s..most_s that makes what was heard most like what was sent, and that likeness."""
+    best, best_at = -1.0, least_s
+    for at in np.arange(least_s, most_s, 1 / BLOCK_HZ):
+        # A block's time is its end; what it tells of are the 10 ms before.
+        inside = (times + at >= seen.audio_s[0]) & (times + at <= seen.audio_s[-1] - 1 / BLOCK_HZ)
+        if inside.sum() < max(len(sent) // 2, 2):
             continue
-        r = float(np.corrcoef(a[:size], b[:size])[0, 1])
+        heard = np.interp(times[inside] + at + 1 / BLOCK_HZ, seen.audio_s, seen.audio_rms)
+        if heard.std() == 0 or sent[inside].std() == 0:
+            continue
+        r = float(np.corrcoef(heard, sent[inside])[0, 1])
         if r > best:
-            best, best_at = r, at
-    # A block's time is its end; its loudness is that of the 10 ms before.
-    return float(first + best_at / BLOCK_HZ - 1 / BLOCK_HZ), best
+            best, best_at = r, float(at)
+    return best_at, best
 
 
 def shown_opening(seen: Seen) -> F64:

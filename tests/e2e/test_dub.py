@@ -19,15 +19,17 @@ from tests.e2e.conftest import Served
 from tests.e2e.lips import Following, assert_follows_voice, following
 from tests.e2e.person import (
     BLOCK_HZ,
+    LEAST_LIKENESS,
+    Heard,
     as_wav,
     choose,
+    hear,
     loudness,
     on_grid,
     own_opening,
     shown_opening,
     start,
     stop,
-    voice_began_s,
     voice_grid,
 )
 
@@ -43,7 +45,7 @@ class Played:
 
     seen: Seen
     errors: list[str]
-    heard_r: float
+    heard: Heard
     mouth: F64
     asked: F64
     own: F64
@@ -95,16 +97,17 @@ def play(
         page.wait_for_timeout(seconds * 1000)
         seen = end_capture(page)
         stop(page)
-    began_s, heard_r = voice_began_s(seen, voice)
+    heard = hear(seen, voice)
     grid = voice_grid(voice)
+    when = heard.to_page(grid)
     blocks = loudness(voice)
     return Played(
         seen=seen,
         errors=errors,
-        heard_r=heard_r,
-        mouth=on_grid(seen.frame_s - began_s, shown_opening(seen), grid),
+        heard=heard,
+        mouth=on_grid(seen.frame_s, shown_opening(seen), when),
         asked=asked,
-        own=on_grid(seen.frame_s - began_s, own_opening(seen, film), grid),
+        own=on_grid(seen.frame_s, own_opening(seen, film), when),
         loud=np.interp(grid, np.arange(len(blocks)) / BLOCK_HZ, blocks),
     )
 
@@ -117,20 +120,21 @@ def played(driver: Playwright, server: Served, film: Camera, voice: Path, asked:
 @pytest.mark.e2e
 def test_page_plays_without_a_complaint(played: Played) -> None:
     assert played.errors == []
-    shown_s = played.seen.frame_s[-1] - played.seen.frame_s[0]
     # A test machine may be busy; benchmarks/browser.py measures the rate on a quiet one.
-    assert len(played.seen.frame_s) / shown_s > 0.4 * RATE
+    assert played.seen.presented_fps() > 0.4 * RATE
     assert (played.seen.number >= 0).mean() > 0.9, "the dubbed picture does not carry the source's numbers"
 
 
 @pytest.mark.e2e
 def test_voice_is_heard_whole(played: Played) -> None:
-    assert played.heard_r > 0.9
+    assert played.heard.r > 0.9
+    assert played.heard.voice_s[-1] - played.heard.voice_s[0] > 0.6 * PLAY_S
 
 
 @pytest.mark.e2e
 def test_mouth_follows_the_voice_and_not_the_source(played: Played) -> None:
     found = played.judge(played.mouth)
+    print(found)
     assert_follows_voice(found)
     assert abs(found.lag_s) <= 0.1, f"lips and sound are apart: {found}"
 
@@ -143,6 +147,7 @@ def test_mouth_rests_in_the_voice_s_pauses(played: Played) -> None:
     assert loud.sum() > 50
     assert silent.sum() > 25
     speaking, resting = np.nanmean(played.mouth[loud]), np.nanmean(played.mouth[silent])
+    print(f"opening {speaking:.3f} in speech, {resting:.3f} in pauses")
     assert speaking > 2 * resting, f"opening {speaking:.3f} in speech, {resting:.3f} in pauses"
 
 
@@ -160,7 +165,7 @@ def test_source_s_own_mouth_would_be_found_out(played: Played) -> None:
 def test_microphone_is_a_voice_too(
     driver: Playwright, server: Served, film: Camera, voice: Path, asked: F64, tmp_path: Path
 ) -> None:
-    heard = play(driver, server, film, voice, asked, PLAY_S - 2, as_wav(voice, tmp_path / "microphone.wav"))
-    assert heard.errors == []
-    assert heard.heard_r > 0.6
-    assert_follows_voice(heard.judge(heard.mouth), least_r=0.4)
+    spoken = play(driver, server, film, voice, asked, PLAY_S - 2, as_wav(voice, tmp_path / "microphone.wav"))
+    assert spoken.errors == []
+    assert spoken.heard.r > LEAST_LIKENESS
+    assert_follows_voice(spoken.judge(spoken.mouth), least_r=0.4)
