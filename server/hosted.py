@@ -30,6 +30,7 @@ from stream.stats import SessionStats, Spread
 from stream.voice import VoiceFormat, VoiceTrack
 
 OBSERVE_INTERVAL_S = 1.0
+FIGURES_FOR_S = 0.2
 RETRY_VIEWER_S = 15
 
 
@@ -87,6 +88,7 @@ class HostedSession:
         self._joined: set[object] = set()
         self._speakers: list[tuple[object, asyncio.Event]] = []
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._taken: tuple[float, SessionStats] | None = None
         self.on_idle: Callable[[], None] = lambda: None
 
     @property
@@ -215,9 +217,16 @@ class HostedSession:
             if known and isinstance(value, int | float) and math.isfinite(value):
                 self.client_stats[name] = float(value)
 
+    def _figures(self) -> SessionStats:
+        """The stream's figures, taken anew at most five times a second however many ask."""
+        now = time.monotonic()
+        if self._taken is None or now - self._taken[0] > FIGURES_FOR_S:
+            self._taken = (now, self._stream.stats())
+        return self._taken[1]
+
     def stats(self) -> dict[str, Any]:
         """The live figures, as both the signalling socket and GET show them."""
-        stats = self._stream.stats()
+        stats = self._figures()
         return {
             "state": str(stats.state),
             "added_latency_ms": _spread(stats.added_latency_ms),
@@ -243,7 +252,7 @@ class HostedSession:
 
     def about(self) -> dict[str, Any]:
         """Everything that GET /v1/sessions/{id} shows."""
-        stats = self._stream.stats()
+        stats = self._figures()
         return {
             "id": self.id,
             "age_s": round(time.monotonic() - self.created_at, 1),

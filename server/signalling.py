@@ -201,6 +201,8 @@ class Signalling:
     def _ended(self, peer: Peer, reason: End, fault: ApiError | None) -> None:
         if self._peers.get(peer.role) is peer:
             del self._peers[peer.role]
+        elif reason is End.REPLACED:
+            return  # by this socket's own next offer, whose answer says enough
         if reason is End.REFUSED and fault is None:
             return  # the offer itself was refused, and its error says why
         if fault is not None:

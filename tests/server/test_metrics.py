@@ -1,0 +1,43 @@
+"""What Prometheus is told."""
+
+from __future__ import annotations
+
+from server.metrics import Metrics
+from tests.server.conftest import LiveServer
+from tests.server.rtc import Camera, until
+from tests.server.test_peers import duplex
+
+
+def test_servers_in_one_process_do_not_share_metrics() -> None:
+    one, two = Metrics(), Metrics()
+    one.sessions_created.inc()
+    assert b"retalk_sessions_created_total 1.0" in one.exposition()
+    assert b"retalk_sessions_created_total 0.0" in two.exposition()
+
+
+def test_figures_land_in_explicit_buckets() -> None:
+    metrics = Metrics()
+    metrics.observe(75.0, -12.0, {"patch": 3.0})
+    metrics.observe(None, None, {})
+    text = metrics.exposition().decode()
+    assert 'retalk_added_latency_ms_bucket{le="60.0"} 0.0' in text
+    assert 'retalk_added_latency_ms_bucket{le="80.0"} 1.0' in text
+    assert 'retalk_skew_ms_bucket{le="-10.0"} 1.0' in text
+    assert 'retalk_stage_ms_bucket{le="5.0",stage="patch"} 1.0' in text
+    assert "retalk_added_latency_ms_count 1.0" in text
+
+
+async def test_a_session_is_counted_and_never_named(server: LiveServer) -> None:
+    session = await server.create()
+    async with duplex(session, Camera()) as (_, watcher, _socket):
+        await until(lambda: len(watcher.video) > 40)
+        text = (await server.http.get("/metrics")).text
+        assert "retalk_sessions 1.0" in text
+        assert 'retalk_peers_opened_total{role="duplex"} 1.0' in text
+        assert 'stage="encode"' in text
+        assert session.id not in text
+        assert session.token not in text
+    await server.http.delete(session.urls["session"], headers=session.bearer)
+    text = (await server.http.get("/metrics")).text
+    assert 'retalk_sessions_ended_total{reason="deleted"} 1.0' in text
+    assert "retalk_sessions 0.0" in text
