@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections import deque
+from statistics import fmean, median
+
 from retalk_models.engine import Rung
 
-_TOO_LOAD = 0.9
-_ROOM_LOAD = 0.6
-_SETTLE_US = 400_000
+_TOO_MUCH = 0.9
+_ROOM = 0.7
+_ROOM_AT_HALF_RATE = 0.4
+_WINDOWS = 12
+_LEAST_WINDOWS = 6
 _CALM_US = 3_000_000
 _FIRST_PROBE_US = 500_000
 _LONGEST_WAIT_US = 30_000_000
 _TRUSTED_AFTER_US = 10_000_000
-_WEIGHT = 0.2
-_WORST_LOAD = 3.0
+_WORST_LOAD = 2.0
 
 
 class QualityLadder:
     """Chooses a session's rung from what its windows cost and whether its frames came late.
 
-    Load is the wall time from a window's submission to its result over the time that the window covers.
-    Down one rung when the load passes 0.9, or when frames come late, before a backlog can form; up one when
-    it stayed below 0.6 for three seconds, twice as long after every step up that had to be taken back.
+    Load is the wall time from a window's submission to its result over the time that the window covers, meant
+    over a dozen windows, so that one slow window is left to the playout delay to absorb. Down one rung when
+    load passes 0.9, before a backlog can form, or when three windows in a row are late; up one when it stayed
+    below 0.7 for three seconds (0.4 at half rate), twice as long after every step that had to be taken back.
     A fault goes straight to pass-through. One window is tried after half a second, then after ever longer
     waits; the first that succeeds leads back to where it was, or, if it had only just recovered, one below.
     """
@@ -28,15 +33,13 @@ class QualityLadder:
     def __init__(self, fixed: bool = False) -> None:
         self._fixed = fixed
         self._rung = Rung.FULL
-        self._load = 0.0
-        self._changed_us = 0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_WINDOWS)
         self._calm_since_us = 0
         self._calm_us = _CALM_US
         self._climbed_us: int | None = None
         self._probe_us = 0
         self._wait_us = _FIRST_PROBE_US
         self._late = 0
-        self._cost_us = 0.0
         self._resume = Rung.FULL
         self._recovered_us: int | None = None
         self.faulted = False
@@ -47,12 +50,13 @@ class QualityLadder:
 
     @property
     def load(self) -> float:
-        return self._load
+        """The mean load of the windows since the last step, at most a dozen; 0 before the first."""
+        return fmean(load for load, _ in self._recent) if self._recent else 0.0
 
     @property
     def cost_us(self) -> int:
         """What a window took lately, from submission to result."""
-        return int(self._cost_us)
+        return int(median(cost for _, cost in self._recent)) if self._recent else 0
 
     def may_run(self, now_us: int) -> bool:
         """Whether a window may be given to the engine now; at pass-through only as a probe."""
@@ -69,7 +73,6 @@ class QualityLadder:
     def finished(self, now_us: int, cost_us: int, span_us: int, on_time: bool) -> None:
         """A window came back, in time to be shown or not."""
         load = min(cost_us / max(1, span_us), _WORST_LOAD)
-        self._cost_us += _WEIGHT * (cost_us - self._cost_us)
         if self._rung == Rung.PASS_THROUGH:
             if self.faulted:
                 self.faulted = False
@@ -81,16 +84,16 @@ class QualityLadder:
             else:
                 self._back_off(now_us)
             return
-        self._load += _WEIGHT * (load - self._load)
+        self._recent.append((load, cost_us))
         self._late = 0 if on_time else self._late + 1
         if self._fixed:
             return
-        settled = now_us - self._changed_us >= _SETTLE_US
-        if settled and (min(self._load, load) > _TOO_LOAD or self._late >= 3):
+        room = _ROOM_AT_HALF_RATE if self._rung == Rung.HALF_RATE else _ROOM
+        if len(self._recent) >= _LEAST_WINDOWS and (self.load > _TOO_MUCH or self._late >= 3):
             if self._climbed_us is not None and now_us - self._climbed_us < 4 * self._calm_us:
                 self._calm_us = min(2 * self._calm_us, _LONGEST_WAIT_US)
             self._down(now_us)
-        elif self._load > _ROOM_LOAD or not on_time:
+        elif self.load > room or not on_time:
             self._calm_since_us = now_us
         elif self._rung > Rung.FULL and now_us - self._calm_since_us >= self._calm_us:
             self._climbed_us = now_us
@@ -124,7 +127,6 @@ class QualityLadder:
 
     def _move(self, rung: Rung, now_us: int) -> None:
         self._rung = rung
-        self._changed_us = now_us
         self._calm_since_us = now_us
-        self._load = min(self._load, _ROOM_LOAD)
+        self._recent.clear()
         self._late = 0

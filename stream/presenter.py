@@ -12,7 +12,7 @@ from stream.clock import Clock
 from stream.files import FileFrame, VideoFile
 from stream.source import SourceBuffer
 
-_FAR_BEHIND_US = 500_000
+_PATIENCE_US = 20_000
 
 
 class FrameReader:
@@ -46,7 +46,7 @@ class FrameReader:
 async def present(path: Path, source: SourceBuffer, clock: Clock) -> None:
     """Push a file's frames at its own pace, back and forth, until cancelled or the source has ended.
 
-    A reader that falls behind skips frames: the presenter's clock is the session's. Raises InputError.
+    A reader that falls behind lets the presenter pause: no frame is skipped. Raises InputError.
     """
     loop = asyncio.get_running_loop()
     file = await loop.run_in_executor(None, lambda: VideoFile(path, bt601=True))
@@ -57,9 +57,11 @@ async def present(path: Path, source: SourceBuffer, clock: Clock) -> None:
             frame = await reader.read()
             if frame is None:
                 return
+            behind_us = clock.now_us() - start_us - file.time_us(frame.pts)
+            if behind_us > _PATIENCE_US:
+                # A file has no time of its own to be true to; a frame pushed late could not be dubbed.
+                start_us += behind_us
             due_us = start_us + file.time_us(frame.pts)
-            if clock.now_us() - due_us > _FAR_BEHIND_US:
-                continue
             await clock.sleep_until(due_us)
             source.push(frame.picture, due_us)
     finally:

@@ -127,3 +127,10 @@ def test_it_never_leaves_the_ladder_and_always_comes_back_to_try(
             ladder.finished(now_us, cost_us, STEP_US, on_time)
         assert ladder.window_rung() <= Rung.HALF_RATE
     assert ladder.may_run(now_us + 31_000_000)
+
+
+def test_one_slow_window_now_and_then_is_no_overload() -> None:
+    ladder = QualityLadder()
+    for k in range(25 * 60):
+        ladder.finished(k * STEP_US, 250_000 if k % 25 == 24 else 20_000, STEP_US, True)
+        assert rung(ladder) == Rung.FULL
