@@ -103,7 +103,9 @@ class Heard:
 def hear(seen: Seen, voice: Path) -> Heard:
     """Find the voice in what the page played. Raises AssertionError where it is not there."""
     sent = loudness(voice)
-    began = _best_shift(seen, sent, np.arange(len(sent)) / BLOCK_HZ, seen.audio_s[0], seen.audio_s[-1])[0]
+    # A microphone may have begun before anyone listened.
+    earliest = seen.audio_s[0] - len(sent) / BLOCK_HZ / 2
+    began = _best_shift(seen, sent, np.arange(len(sent)) / BLOCK_HZ, earliest, seen.audio_s[-1])[0]
     size, step = round(WINDOW_S * BLOCK_HZ), round(WINDOW_S * BLOCK_HZ / 4)
     middles, heard, likeness = [], [], []
     for first in range(0, len(sent) - size, step):

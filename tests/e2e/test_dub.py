@@ -36,6 +36,8 @@ from tests.e2e.person import (
 F64 = NDArray[np.float64]
 
 PLAY_S = 11.0
+SETTLE_S, HUSH_S = 2.0, 1.0
+"""What is judged is not the first moments, while nets and codecs warm up: the file is spoken anew."""
 SKEW_REACH_S = 0.24
 
 
@@ -92,8 +94,14 @@ def play(
         errors = errors_on(page)
         page.goto(server.url)
         choose(page, "camera", "microphone" if microphone else voice, idle="rest")
-        begin_capture(page, pictures=True)
         start(page)
+        page.wait_for_timeout(SETTLE_S * 1000)
+        if not microphone:
+            page.click("#interrupt")
+            page.wait_for_timeout(HUSH_S * 1000)
+        begin_capture(page, pictures=True)
+        if not microphone:
+            page.click("#again")
         page.wait_for_timeout(seconds * 1000)
         seen = end_capture(page)
         stop(page)
@@ -165,7 +173,12 @@ def test_source_s_own_mouth_would_be_found_out(played: Played) -> None:
 def test_microphone_is_a_voice_too(
     driver: Playwright, server: Served, film: Camera, voice: Path, asked: F64, tmp_path: Path
 ) -> None:
-    spoken = play(driver, server, film, voice, asked, PLAY_S - 2, as_wav(voice, tmp_path / "microphone.wav"))
+    spoken = play(
+        driver, server, film, voice, asked, PLAY_S - SETTLE_S, as_wav(voice, tmp_path / "microphone.wav")
+    )
     assert spoken.errors == []
     assert spoken.heard.r > LEAST_LIKENESS
-    assert_follows_voice(spoken.judge(spoken.mouth), least_r=0.4)
+    found = spoken.judge(spoken.mouth)
+    print(found)
+    # A shorter stretch than above, and one that the browser's own noise suppression has been at.
+    assert_follows_voice(found, least_r=0.4, most_leak=0.6)
