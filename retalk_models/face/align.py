@@ -24,6 +24,15 @@ _WARM_UP = 15
 
 _MEMORY_S = 2.0
 
+_FLOOR = np.array([11, 3, 3], np.float32)
+"""Y, U and V may differ by so much from their mean whatever their spread; luma is on skin of 100."""
+
+_TURN = 0.3
+"""How much wider the limits get per radian of turn away from where the face was learnt."""
+
+_SPREAD_MOST = np.array([9, 2, 2], np.float32)
+"""No point is allowed more spread than this: a lip that is now lit, now dark, is still a lip."""
+
 
 def surface(face: TrackedFace, indices: NDArray[np.intp]) -> F32:
     """(n, 3) Y, U and V at the face's points, a little blurred; clamped to the view."""
@@ -74,27 +83,33 @@ class SurfaceMemory:
         """Forget the face."""
         self._mean: F32 | None = None
         self._spread: F32 | None = None
+        self._yaw = 0.0
         self._frames = 0
 
-    def hidden(self, face: TrackedFace, elapsed_s: float) -> float:
-        """The share of the mouth's surroundings (0..1) that does not look as it did; 0 while still learning."""
+    def hidden(self, face: TrackedFace, yaw: float, elapsed_s: float) -> float:
+        """The share of the mouth's surroundings (0..1) that does not look as it did; 0 while still learning.
+
+        yaw: radians; a turned face is lit another way.
+        """
         points = face.points[:, :2]
         lips = 0.6 * points[self._lips_outer] + 0.4 * points[self._lips_inner]
         seen = sample(face, np.concatenate([lips, points[self._skin]]))
         light = np.median(surface(face, self._upper), axis=0)
         relative = seen - light
-        relative[:, 0] *= 100 / max(24.0, float(light[0]))
+        relative[:, 0] *= 100 / max(60.0, float(light[0]))
         if self._mean is None or self._spread is None:
-            self._mean, self._spread = relative, np.zeros_like(relative)
+            self._mean, self._spread, self._yaw = relative, np.zeros_like(relative), yaw
             self._frames = 1
             return 0.0
         away = np.abs(relative - self._mean)
-        limit = 4 * self._spread + np.array([16, 4, 4], np.float32)
+        limit = 2.5 * np.minimum(self._spread, _SPREAD_MOST) + _FLOOR
+        limit = limit * np.float32(1 + _TURN * abs(yaw - self._yaw))
         share = float((away > limit).any(axis=1).mean()) if self._frames > _WARM_UP else 0.0
         # What looks wrong is learnt slowly, so that a hand is not taken for the face, yet new light is in the end.
         rate = 1 - np.exp(-elapsed_s / _MEMORY_S) if self._frames > _WARM_UP else 1 / (self._frames + 1)
         rate *= 0.15 if share > 0.3 else 1.0
         self._frames += 1
+        self._yaw += rate * (yaw - self._yaw)
         self._mean = np.asarray(self._mean + rate * (relative - self._mean), np.float32)
         self._spread = np.asarray(self._spread + rate * (np.minimum(away, limit) - self._spread), np.float32)
         return share

@@ -48,49 +48,34 @@ def composite(
     """
     out = picture.copy()
     box = field.box
-    offsets = _at_native(field.offsets, field, box.width, box.height)
-    reach = _at_native(field.reach, field, box.width, box.height)
-    map_x = offsets[..., 0] + np.arange(box.left, box.right, dtype=np.float32)[None, :]
-    map_y = offsets[..., 1] + np.arange(box.top, box.bottom, dtype=np.float32)[:, None]
     how = cv2.INTER_CUBIC if fine else cv2.INTER_LINEAR
-    luma = cv2.remap(picture.y, map_x, map_y, how, borderMode=cv2.BORDER_REPLICATE)
-    half_x = (cv2.resize(map_x, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) - 0.5) / 2
-    half_y = (cv2.resize(map_y, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) - 0.5) / 2
+    size, half_size = (box.width, box.height), (box.width // 2, box.height // 2)
+    places = field.offsets + field.node_places()
+    whole = cv2.resize(places, size, interpolation=cv2.INTER_LINEAR)
+    # A chroma sample sits between the four luma samples that it colours.
+    half_places = (cv2.resize(places, half_size, interpolation=cv2.INTER_LINEAR) - 0.5) / 2
+    luma = cv2.remap(picture.y, whole, None, how, borderMode=cv2.BORDER_REPLICATE)
     chroma = [
-        cv2.remap(plane, half_x, half_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        cv2.remap(plane, half_places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         for plane in (picture.u, picture.v)
     ]
     if mouth is not None and opacity > 0:
-        _lay_in(luma, mouth.y, mouth.cover_y * opacity, mouth.box.left - box.left, mouth.box.top - box.top)
+        left, top = mouth.box.left - box.left, mouth.box.top - box.top
+        _lay_in(luma, mouth.y, mouth.cover_y * opacity, left, top)
         for index, plane in enumerate(chroma):
-            _lay_in(
-                plane,
-                mouth.uv[..., index],
-                mouth.cover_uv * opacity,
-                (mouth.box.left - box.left) // 2,
-                (mouth.box.top - box.top) // 2,
-            )
-    half_reach = cv2.resize(reach, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    _blend(out.y[box.top : box.bottom, box.left : box.right], luma, reach)
+            _lay_in(plane, mouth.uv[..., index], mouth.cover_uv * opacity, left // 2, top // 2)
+    reach = cv2.resize(field.reach, size, interpolation=cv2.INTER_LINEAR)
+    half_reach = cv2.resize(field.reach, half_size, interpolation=cv2.INTER_LINEAR)
     half = (slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2))
-    _blend(out.u[half], chroma[0], half_reach)
-    _blend(out.v[half], chroma[1], half_reach)
+    _mix(out.y[box.top : box.bottom, box.left : box.right], luma, reach)
+    _mix(out.u[half], chroma[0], half_reach)
+    _mix(out.v[half], chroma[1], half_reach)
     return out
 
 
-def _at_native(grid: F32, field: WarpField, width: int, height: int) -> F32:
-    """A coarse grid's values at every pixel of the region."""
-    scale = np.array([[1 / field.step, 0, 0], [0, 1 / field.step, 0]], np.float32)
-    return np.asarray(
-        cv2.warpAffine(
-            grid,
-            scale,
-            (width, height),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        ),
-        np.float32,
-    )
+def _mix(base: U8, over: U8, cover: F32) -> None:
+    """Blend in place; exactly base where cover is 0."""
+    base[...] = cv2.blendLinear(over, np.ascontiguousarray(base), cover, 1 - cover)
 
 
 def _lay_in(base: U8, patch: F32, cover: F32, left: int, top: int) -> None:

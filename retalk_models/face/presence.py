@@ -22,7 +22,7 @@ _PROFILE = (np.radians(48.0), np.radians(42.0))
 _STEEP = (np.radians(42.0), np.radians(36.0))
 """The same for pitch."""
 
-_HIDDEN = (0.55, 0.35)
+_HIDDEN = (0.45, 0.3)
 """The same for the share of the mouth's surroundings that looks wrong."""
 
 _EDGE = (0.08, 0.12)

@@ -71,6 +71,7 @@ class FaceTracker:
         )
         self._finder: Any = FaceDetection(model_selection=1, min_detection_confidence=0.5)
         self._crop: Box | None = None
+        self._looked_at: Box | None = None
         self._lost = 0
         self._frame_size = (0, 0)
 
@@ -126,7 +127,12 @@ class FaceTracker:
 
     def _look(self, picture: Picture, crop: Box) -> TrackedFace | None:
         view = shrink(picture, crop, _TRACK_SIDE)
-        found = self._mesh.process(view.rgb()).multi_face_landmarks
+        rgb = view.rgb()
+        found = self._mesh.process(rgb).multi_face_landmarks
+        if found and crop != self._looked_at:
+            # Face Mesh starts from where the face was in the last crop; a second look starts from where it is.
+            found = self._mesh.process(rgb).multi_face_landmarks
+        self._looked_at = crop
         if not found:
             return None
         marks = found[0].landmark

@@ -77,19 +77,23 @@ class WarpField:
     """Where every pixel of a region comes from, on a coarse grid.
 
     box: the region in frame pixels, even-aligned, inside the frame.
-    step: pixels per grid cell; grid node (i, j) lies at pixel box.left + j * step, box.top + i * step.
+    step: pixels per grid cell across and down; cells tile the box, and node (i, j) is the middle of its cell, so
+    that resizing the grid to the box's size reads it at every pixel.
     offsets: (rows, columns, 2) float32, source position minus target position, pixels, x then y.
     reach: (rows, columns) float32, 1 well inside what moves, falling to exactly 0 at its border.
     """
 
     box: Box
-    step: float
+    step: tuple[float, float]
     offsets: F32
     reach: F32
 
-    def position(self, points: F32) -> F32:
-        """Frame pixels (n, 2) to grid coordinates."""
-        return np.asarray((points - (self.box.left, self.box.top)) / self.step, np.float32)
+    def node_places(self) -> F32:
+        """(rows, columns, 2) the nodes' own positions in the frame, pixels."""
+        rows, columns = self.reach.shape
+        x = self.box.left - 0.5 + self.step[0] * (np.arange(columns, dtype=np.float32) + 0.5)
+        y = self.box.top - 0.5 + self.step[1] * (np.arange(rows, dtype=np.float32) + 0.5)
+        return np.asarray(np.stack(np.meshgrid(x, y), axis=-1), np.float32)
 
 
 def fixed_ring(points: F32) -> F32:
@@ -120,13 +124,14 @@ def warp_field(
     box = _region(after[np.unique(active)], frame_size)
     if box is None:
         return None
-    step = max(1.0, max(box.width, box.height) / _GRID_CELLS)
-    rows, columns = int(np.ceil(box.height / step)) + 1, int(np.ceil(box.width / step)) + 1
+    coarse = max(1.0, max(box.width, box.height) / _GRID_CELLS)
+    rows, columns = int(np.ceil(box.height / coarse)), int(np.ceil(box.width / coarse))
+    step = (box.width / columns, box.height / rows)
 
     deep = np.concatenate([depth, np.full(len(ring), np.inf)])
     order = np.argsort(-deep[active].mean(axis=1), kind="stable")
     active, facing = active[order], facing[order]
-    corners = (after[active] - (box.left, box.top)) / step
+    corners = (after[active] - (box.left - 0.5, box.top - 0.5)) / step - 0.5
     # A triangle seen from behind lies under its neighbours; the bridge over shut lips has no front.
     kept = _turn(corners) * facing >= 0
     active, corners = active[kept], corners[kept]
@@ -134,11 +139,12 @@ def warp_field(
     offsets = _interpolate(corners, (before - after)[active], index)
 
     inside = (index >= 0).astype(np.uint8)
-    cells = max(1, round(feather / step / 2))
+    cells = max(1, round(feather / coarse / 2))
     reach = _soft_inside(inside, cells)
     # Offsets stop short at the frame's border: what lies beyond it is not known.
-    _settle_at_frame_edge(offsets, reach, box, frame_size, step, feather)
-    return WarpField(box, step, offsets, reach)
+    field = WarpField(box, step, offsets, reach)
+    _settle_at_frame_edge(field, frame_size, feather)
+    return field
 
 
 def _turn(corners: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -202,14 +208,9 @@ def _soft_inside(inside: NDArray[np.uint8], cells: int) -> F32:
     return np.ascontiguousarray(soft[1:-1, 1:-1])
 
 
-def _settle_at_frame_edge(
-    offsets: F32, reach: F32, box: Box, frame_size: tuple[int, int], step: float, feather: float
-) -> None:
-    width, height = frame_size
-    rows, columns = reach.shape
-    x = box.left + step * np.arange(columns, dtype=np.float32)
-    y = box.top + step * np.arange(rows, dtype=np.float32)
-    near_x = np.clip(np.minimum(x, width - 1 - x) / feather, 0, 1)
-    near_y = np.clip(np.minimum(y, height - 1 - y) / feather, 0, 1)
-    if near_x.min() < 1 or near_y.min() < 1:
-        offsets *= (near_y[:, None] * near_x[None, :])[..., None]
+def _settle_at_frame_edge(field: WarpField, frame_size: tuple[int, int], feather: float) -> None:
+    places = field.node_places()
+    far = np.array([frame_size[0] - 1, frame_size[1] - 1], np.float32)
+    near = np.clip(np.minimum(places, far - places) / feather, 0, 1).min(axis=-1, keepdims=True)
+    if near.min() < 1:
+        field.offsets[...] *= near

@@ -46,8 +46,8 @@ def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
     bright = np.minimum(0.8 * skin, 175) * shade * (1 - 0.14 * gaps)
     # Where teeth end there is shadow, not a cut edge.
     luma = luma * (1 - teeth) + bright * teeth
-    u = 128 + (1 - teeth) * tint[0] * 0.8 * red + teeth * 0.35 * tint[0]
-    v = 128 + (1 - teeth) * (tint[1] * 0.9 + 3) * red + teeth * 0.35 * tint[1]
+    u = 128 + (1 - teeth) * tint[0] * 0.8 * red + teeth * 0.6 * tint[0]
+    v = 128 + (1 - teeth) * (tint[1] * 0.9 + 3) * red + teeth * 0.6 * tint[1]
 
     planes = [cv2.GaussianBlur(np.asarray(16 + luma, np.float32), (0, 0), 1.6)]
     uv = np.stack([cv2.resize(np.asarray(p, np.float32), (width // 2, height // 2)) for p in (u, v)], axis=-1)

@@ -47,7 +47,14 @@ class TeethPlane:
         return np.asarray(places @ self.matrix.T + self.offset, np.float32)
 
     def to_plane(self, pixels: F32) -> F32:
-        return np.asarray((pixels - self.offset) @ np.linalg.inv(self.matrix).T, np.float32)
+        return np.asarray((pixels - self.offset) @ self.inverse().T, np.float32)
+
+    def inverse(self) -> F32:
+        """(2, 2) the matrix from pixels to plane. A plane seen edge-on has none; it is taken as nearly so."""
+        (a, b), (c, d) = self.matrix.astype(float)
+        area = a * d - b * c
+        area = area if abs(area) > 1e-6 else 1e-6
+        return np.array([[d, -b], [-c, a]], np.float32) / np.float32(area)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,7 +135,7 @@ def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) ->
 def dark_of(light: F32) -> F32:
     """(3,) Y, U, V of the mouth's unlit depth for a skin of this light: skin's hue, much darker and duller."""
     luma, u, v = (float(value) for value in light)
-    return np.array([16 + 0.1 * max(0.0, luma - 16), 128 + 0.25 * (u - 128), 128 + 0.35 * (v - 128)], np.float32)
+    return np.array([16 + 0.1 * max(0.0, luma - 16), 128 + 0.15 * (u - 128), 128 + 0.45 * (v - 128)], np.float32)
 
 
 def _find_split(
@@ -216,7 +223,7 @@ def _reference_place(
     columns, rows = np.meshgrid(
         np.arange(box.left, box.right, dtype=np.float32), np.arange(box.top, box.bottom, dtype=np.float32)
     )
-    inverse = np.linalg.inv(plane.matrix).astype(np.float32)
+    inverse = plane.inverse()
     dx, dy = columns - plane.offset[0], rows - plane.offset[1]
     x, y = inverse[0, 0] * dx + inverse[0, 1] * dy, inverse[1, 0] * dx + inverse[1, 1] * dy
 
@@ -241,7 +248,6 @@ def _reference_place(
     edge = 0.014
     hollow = _smooth((y - upper_end) / edge + 0.5) * (1 - _smooth((y - lower_start) / edge + 0.5))
     unseen = hollow * _smooth((lower_start - upper_end) / 0.02)
-    unseen = np.maximum(unseen, _smooth((np.where(y > upper_end, y - drop, 0) - held_bottom - 0.004) / edge))
     down = np.clip(down, held_top, held_bottom)
 
     gap = np.maximum(bottom - top, 0)
@@ -250,7 +256,7 @@ def _reference_place(
     sides = np.clip(np.minimum(x - opening.left, opening.right - x) / 0.06, 0, 1)
     shade = shadow * (0.75 + 0.25 * depth) * (0.75 + 0.25 * sides)
 
-    unit = float(np.sqrt(abs(np.linalg.det(plane.matrix))))
+    unit = 1 / float(np.sqrt(abs(inverse[0, 0] * inverse[1, 1] - inverse[0, 1] * inverse[1, 0])))
     inside = np.minimum(y - top, bottom - y) * (unit / softness) + 0.5 * seam
     between_corners = np.minimum(x - opening.left, opening.right - x) * (unit / softness)
     cover = np.clip(np.minimum(inside, between_corners) + 0.5, 0, 1) * np.clip(gap * (unit / softness) + seam, 0, 1)

@@ -75,7 +75,7 @@ class FaceWatch:
         hidden = 0.0
         light = None
         if tracked is not None and face is not None:
-            hidden = self._surface.hidden(tracked, elapsed_s)
+            hidden = self._surface.hidden(tracked, face.pose.yaw, elapsed_s)
             light = self._steady_light(mouth_light(tracked), elapsed_s)
         reading = self._presence.update(
             tracked if face is not None else None,
