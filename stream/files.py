@@ -144,9 +144,14 @@ class VideoFile:
                 turn += self.step
                 yield FileFrame(self._newest, turn)
         while True:
+            came = False
             for index, picture in self._backward():
+                came = True
                 yield FileFrame(picture, turn + span - self._pts[index])
             turn += span
+            if not came and self._newest is not None:
+                # It cannot be wound back; its last picture is better than none.
+                yield FileFrame(self._newest, turn)
             for index, frame in enumerate(self._decoded(0)):
                 if 0 < index < len(self._pts):
                     yield FileFrame(self._picture(frame), turn + self._pts[index])
@@ -174,18 +179,17 @@ class VideoFile:
             stop = start
 
     def _decoded(self, from_pts: int | None) -> Iterator[av.VideoFrame]:
+        """Frames from the key frame at or before a time on; what cannot be decoded is left out."""
+        if from_pts is not None:
+            self._container.seek(self._origin + from_pts, stream=self._stream, backward=True, any_frame=False)
         try:
-            if from_pts is not None or self._pts:
-                self._container.seek(
-                    self._origin + (from_pts or 0), stream=self._stream, backward=True, any_frame=False
-                )
-            yield from self._container.decode(self._stream)
-        except av.error.FFmpegError as error:
-            # What a broken tail leaves is still a film; a file with no frame at all was refused on opening.
-            if not self._pts:
-                raise InputError(
-                    self.path, f"its picture cannot be decoded ({error.strerror})", _VIDEO_RIGHT
-                ) from None
+            for packet in self._container.demux(self._stream):
+                try:
+                    yield from packet.decode()
+                except av.error.InvalidDataError:
+                    continue
+        except av.error.FFmpegError:
+            return  # the rest is missing; what came before it is the film
 
     def _picture(self, frame: av.VideoFrame) -> Picture:
         if self.still and frame.format.name not in ("yuv420p",):

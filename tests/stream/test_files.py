@@ -193,3 +193,17 @@ def test_the_source_buffer_drops_the_oldest_and_counts() -> None:
     assert len(source) == 0
     source.end()
     assert not source.push(picture, 10_000)
+
+
+def test_a_damaged_file_gives_what_is_left_of_it(tmp_path: Path) -> None:
+    write_video(tmp_path / "whole.mkv", 60)
+    data = bytearray((tmp_path / "whole.mkv").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 60] = np.random.default_rng(3).bytes(60)
+    (tmp_path / "hurt.mkv").write_bytes(data)
+    (tmp_path / "short.mkv").write_bytes(data[: len(data) * 3 // 4])
+    for name in ("hurt.mkv", "short.mkv"):
+        with VideoFile(tmp_path / name) as file:
+            frames = list(islice(file.ping_pong(), 300))
+        assert len(frames) == 300
+        assert all(a.pts < b.pts for a, b in pairwise(frames))
