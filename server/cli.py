@@ -63,13 +63,9 @@ def serve(
 ) -> None:
     """Serve the browser client, sessions over HTTP, and WebRTC."""
     from retalk_models.engine import check_choice
-    from server.doctor import Verdict, check_port
 
     settings = read_settings(config, host=host, port=port, engine=engine, device=device)
     check_choice(settings.engine, settings.device)
-    listening = check_port(settings.listen_host, settings.port)
-    if listening.verdict is Verdict.BROKEN:
-        raise BadUsageError(f"{listening.detail}; {listening.remedy}")
     configure_logging(settings.log_level)
     from server.app import serve as run
 
