@@ -55,6 +55,6 @@ $(RUN): requirements/torch.txt requirements/run.txt pyproject.toml
 $(DEV): $(RUN) requirements/dev.txt
 	@echo 'Setting up what tests and checks need ...'
 	$(PIP) --no-deps -r requirements/dev.txt
-	@tools/system-package 'command -v chromium chromium-browser google-chrome google-chrome-stable' chromium
+	@tools/system-package 'command -v chromium chromium-browser google-chrome google-chrome-stable' chromium fonts-dejavu-core
 	@tools/system-package 'command -v espeak-ng' espeak-ng
 	@touch $@
