@@ -26,6 +26,7 @@ from stream.encode import Codec, EncodedAudio, EncodedVideo, Subscription, Subsc
 logger = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 1.0
+START_KBPS = 1500
 UNHEARD_S = 15.0
 """How long a connected peer that sends no media may be silent: its consent checks come every five seconds."""
 
@@ -238,6 +239,10 @@ class Peer:
             if transceiver.kind == "video" and self.role in (Role.SOURCE, Role.DUPLEX):
                 receiver.sink = self._stage.video_inlet(loop)
                 self.is_source = receiver.sink is not None
+                # Browsers begin at 300 kbit/s and take half a minute to trust the path, while the dub can be
+                # no sharper than its source. Congestion control brings it down where the path is narrow.
+                for codec in transceiver._codecs[:1]:
+                    codec.parameters["x-google-start-bitrate"] = START_KBPS
             elif transceiver.kind == "audio" and transceiver.mid == voice:
                 receiver.sink = self._stage.voice_inlet(loop, self)
         if self._tracks:

@@ -56,6 +56,12 @@ DECODER_BACKLOG = 32
 """Encoded frames a decoder may be behind; a second of video. Beyond that, video restarts at a key frame."""
 
 KEY_REQUEST_INTERVAL_US = 500_000
+
+LEAST_REMB_BPS = 1_500_000
+"""Upstream's estimator takes the time at which this process got round to a packet for its arrival, so a busy
+moment of ours looks like a jammed path, and it never rises above what a camera happens to send. Below this
+rate the sender's own loss-based control decides."""
+
 TIMER_S = 0.02
 STOP_TIMEOUT_S = 2.0
 
@@ -277,7 +283,8 @@ class Receiver:
             ssrc=packet.ssrc,
         )
         if remb is not None:
-            fci = pack_remb_fci(*remb)
+            bitrate, ssrcs = remb
+            fci = pack_remb_fci(max(bitrate, LEAST_REMB_BPS), ssrcs)
             self._send(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=self._rtcp_ssrc or 0, media_ssrc=0, fci=fci))
 
     def _send(self, packet: AnyRtcpPacket) -> None:

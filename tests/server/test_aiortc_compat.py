@@ -349,3 +349,23 @@ async def test_the_last_sign_of_life_is_noted() -> None:
     assert time.monotonic() - peer.heard_at < 0.5
     await other.close()
     await peer.close()
+
+
+async def test_a_busy_moment_of_ours_does_not_starve_the_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+
+    class Transport:
+        async def _send_rtp(self, data: bytes) -> None:
+            sent.append(data)
+
+    transport: Any = Transport()
+    receiver = Receiver("video", transport)
+    receiver._set_rtcp_ssrc(7)
+    monkeypatch.setattr(receiver._estimator, "add", lambda **_: (64_000, [42]))
+    packet = rtp.RtpPacket(payload_type=96)
+    packet.extensions.abs_send_time = 1
+    receiver._estimate(packet, 0)
+    await until(lambda: bool(sent))
+    (feedback,) = rtp.RtcpPacket.parse(sent[0])
+    assert isinstance(feedback, rtp.RtcpPsfbPacket)
+    assert rtp.unpack_remb_fci(feedback.fci) == (1_500_000, [42])

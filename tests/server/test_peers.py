@@ -405,6 +405,34 @@ async def test_twenty_connections_leave_nothing_behind(server: LiveServer) -> No
     await until(as_before, within_s=5)
 
 
+async def test_media_outlives_a_lost_signalling_socket(server: LiveServer) -> None:
+    session = await server.create()
+    peer = client()
+    watcher = Watcher(peer)
+    peer.addTransceiver(Camera(), direction="sendrecv")
+    async with session.socket("signal") as socket:
+        answer = await negotiate(socket, peer, "duplex")
+        assert "x-google-start-bitrate" in answer["sdp"]
+        await until(lambda: bool(watcher.video))
+    already = len(watcher.video)
+    await until(lambda: len(watcher.video) > already + 20)
+    assert [p["role"] for p in (await session.about())["peers"]] == ["duplex"]
+    await peer.close()
+
+
+async def test_a_microphone_is_heard_again_when_the_socket_that_took_over_has_gone(
+    server: LiveServer, speech: Speech
+) -> None:
+    session = await server.create()
+    async with duplex(session, Camera(), Speaker(speech)) as (_, watcher, _socket):
+        await until(lambda: abs(watcher.patch - LIGHT) < 25)
+        async with session.socket("voice") as voice:
+            await voice.send(json.dumps({"type": "start", "rate": 24_000}))
+            await next_of(voice, "credit")
+            await until(lambda: abs(watcher.patch - QUIET) < 12)
+        await until(lambda: abs(watcher.patch - LIGHT) < 25)
+
+
 async def test_frames_pass_an_idle_server_quickly(server: LiveServer) -> None:
     session = await server.create()
     async with duplex(session, Camera()) as (_, watcher, socket):
