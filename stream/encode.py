@@ -6,164 +6,31 @@ import asyncio
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal
 
 import av
-from av.audio.codeccontext import AudioCodecContext
-from av.video.codeccontext import VideoCodecContext
 
-from retalk_models.picture import Picture
 from stream.clock import Bell, Clock
-from stream.frames import frame_of
-from stream.media import PLAYOUT_RATE, AudioFrame, DubbedFrame
+from stream.codecs import MOST_BPS, Codec, EncodedAudio, EncodedVideo, OpusEncoder, VideoEncoder
+from stream.media import AudioFrame, DubbedFrame
 from stream.stats import Counts
 
-Codec = Literal["H264", "VP8"]
+__all__ = [
+    "Codec",
+    "EncodedAudio",
+    "EncodedHub",
+    "EncodedVideo",
+    "OpusEncoder",
+    "Subscription",
+    "SubscriptionClosed",
+    "VideoEncoder",
+]
 
-_TIME_BASE = Fraction(1, 1_000_000)
-_GROUP_S = 2
 _QUEUE_VIDEO = 30
 _QUEUE_AUDIO = 50
 _WAITING = 3
 _KEYFRAME_EVERY_US = 1_000_000
 _RETUNE_EVERY_US = 3_000_000
 _LEAST_BPS = 150_000
-_MOST_BPS = 8_000_000
-_BITS_PER_PIXEL = 0.16
-_OPUS_BPS = 48_000
-_BT601 = 6
-_LIMITED = 1
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedVideo:
-    """One encoded frame: an Annex B access unit (H264) or a VP8 frame. due_us: when it was released."""
-
-    data: bytes
-    time_us: int
-    due_us: int
-    keyframe: bool
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedAudio:
-    """One Opus packet of exactly 20 ms, 48 kHz mono. position: its first sample on the voice time line."""
-
-    data: bytes
-    due_us: int
-    position: int
-
-
-class VideoEncoder:
-    """One open video encoder; remakes itself when the picture's size or the bit rate changes.
-
-    H.264 is constrained baseline with no delay of its own; VP8 runs without the denoiser, which would blur
-    the face. Colours are BT.601 limited, as Picture says.
-    """
-
-    def __init__(self, codec: Codec, fps: int = 25) -> None:
-        self._codec = codec
-        self._fps = fps
-        self._context: VideoCodecContext | None = None
-        self._size = (0, 0)
-        self._bit_rate = 0
-        self._last_pts = -1
-        self.builds = 0
-
-    def encode(
-        self, picture: Picture, due_us: int, time_us: int, keyframe: bool, bit_rate: int | None
-    ) -> EncodedVideo | None:
-        """Encode one frame. bit_rate: what the path carries, where that is less than the size asks for."""
-        frame = frame_of(picture)
-        rate = default_bit_rate(frame.width, frame.height)
-        if bit_rate is not None:
-            rate = min(rate, bit_rate)
-        if self._context is None or self._size != (frame.width, frame.height) or self._bit_rate != rate:
-            self._open(frame.width, frame.height, rate)
-            keyframe = True
-        assert self._context is not None
-        frame.pts = self._last_pts = max(due_us, self._last_pts + 1)
-        frame.time_base = _TIME_BASE
-        if keyframe:
-            frame.pict_type = av.video.frame.PictureType.I
-        packets = self._context.encode(frame)
-        if not packets:
-            return None
-        data = b"".join(bytes(packet) for packet in packets)
-        is_key = any(packet.is_keyframe for packet in packets)
-        return EncodedVideo(data, time_us, due_us, is_key, frame.width, frame.height)
-
-    def _open(self, width: int, height: int, bit_rate: int) -> None:
-        name = "libx264" if self._codec == "H264" else "libvpx"
-        context = av.CodecContext.create(name, "w")
-        assert isinstance(context, VideoCodecContext)
-        context.width, context.height = width, height
-        context.pix_fmt = "yuv420p"
-        context.time_base = _TIME_BASE
-        context.framerate = Fraction(self._fps)
-        context.bit_rate = bit_rate
-        context.gop_size = _GROUP_S * self._fps
-        context.max_b_frames = 0
-        context.thread_count = 1
-        context.colorspace, context.color_range = _BT601, _LIMITED
-        if self._codec == "H264":
-            context.profile = "Baseline"
-            context.options = {
-                "preset": "superfast",
-                "tune": "zerolatency",
-                "forced-idr": "1",
-                "x264-params": f"vbv-maxrate={bit_rate // 1000}:vbv-bufsize={bit_rate // 2000}:scenecut=0",
-            }
-        else:
-            context.options = {
-                "deadline": "realtime",
-                "cpu-used": "-6",
-                "noise-sensitivity": "0",
-                "lag-in-frames": "0",
-                "error-resilient": "1",
-                "static-thresh": "1",
-                "max-intra-rate": "300",
-                "maxrate": str(bit_rate),
-                "minrate": str(bit_rate // 4),
-                "bufsize": str(bit_rate // 2),
-            }
-        context.open()
-        self._context, self._size, self._bit_rate = context, (width, height), bit_rate
-        self.builds += 1
-
-
-class OpusEncoder:
-    """20 ms Opus frames, 48 kHz mono, for speech."""
-
-    def __init__(self) -> None:
-        context = av.CodecContext.create("libopus", "w")
-        assert isinstance(context, AudioCodecContext)
-        context.sample_rate = PLAYOUT_RATE
-        context.layout = "mono"
-        context.format = "s16"
-        context.bit_rate = _OPUS_BPS
-        context.time_base = Fraction(1, PLAYOUT_RATE)
-        context.options = {"application": "voip", "frame_duration": "20"}
-        context.open()
-        self._context = context
-        self._pts = 0
-
-    def encode(self, audio: AudioFrame) -> EncodedAudio | None:
-        frame = av.AudioFrame.from_ndarray(audio.samples.reshape(1, -1), format="s16", layout="mono")
-        frame.sample_rate = PLAYOUT_RATE
-        frame.pts = self._pts
-        self._pts += audio.samples.size
-        packets = self._context.encode(frame)
-        return EncodedAudio(bytes(packets[0]), audio.due_us, audio.position) if packets else None
-
-
-def default_bit_rate(width: int, height: int) -> int:
-    """Bits per second for a talking head of this size at 25 to 30 frames per second."""
-    return int(min(_MOST_BPS, max(400_000, width * height * 25 * _BITS_PER_PIXEL)))
 
 
 class SubscriptionClosed(Exception):
@@ -398,7 +265,7 @@ class EncodedHub:
         now_us = self._clock.now_us()
         keyframe = lane.keyframe_wanted and now_us - lane.keyframe_us >= _KEYFRAME_EVERY_US
         wishes = [s.bit_rate for s in self._subscriptions if s.codec == codec and s.bit_rate]
-        wish = min(max(min(wishes), _LEAST_BPS), _MOST_BPS) if wishes else None
+        wish = min(max(min(wishes), _LEAST_BPS), MOST_BPS) if wishes else None
         # An open encoder cannot be retuned, and a new one costs a key frame: only for a change worth it.
         if wish != lane.bit_rate and (
             wish is None

@@ -137,7 +137,7 @@ class _Dub:
             frames.colour,
             frames.sample_aspect_ratio,
         )
-        sink = FileSink(self._partial, shape, self._pts.__getitem__)
+        sink = FileSink(self._partial, shape, self._pts.pop)
         session = Session(self._config, self._engine, clock=clock, runner=runner, sink=sink)
         session.voice.begin_at(0)
         began = time.perf_counter()
