@@ -49,6 +49,20 @@ export async function createSession(request, key, signal) {
 }
 
 /**
+ * The presenters that the server offers instead of a camera; null where it does not tell (a key is needed, or it is gone).
+ *
+ * @param {string} key
+ * @returns {Promise<Array<{name: string, label: string}> | null>}
+ */
+export async function listPresenters(key) {
+  /** @type {Record<string, string>} */
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const answer = await fetch("v1/presenters", { headers }).catch(() => null);
+  if (!answer?.ok) return null;
+  return (await answer.json()).presenters;
+}
+
+/**
  * Ends a session; never throws, because the page is done with it either way.
  *
  * @param {SessionInfo} info

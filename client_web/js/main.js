@@ -1,8 +1,10 @@
 /** Wires the page to one session at a time. */
 
+import { listPresenters } from "./api.js";
+import { element } from "./dom.js";
 import { ClientError, explain } from "./errors.js";
 import { Session } from "./session.js";
-import { element, Page } from "./ui.js";
+import { Page } from "./ui.js";
 import { fetchSample } from "./voice.js";
 
 const page = new Page();
@@ -74,8 +76,8 @@ function start() {
   on("source", ({ stream }) => page.showCamera(stream));
   on("poster", ({ url }) => page.showSource(chosenName("picture"), url));
   on("dubbed", ({ stream }) => page.showDubbed(stream));
-  on("stats", ({ server }) => page.showServerFigures(server));
-  on("browser", ({ figures }) => page.showBrowserFigures(figures));
+  on("stats", ({ server }) => page.board.showServer(server));
+  on("browser", ({ figures }) => page.board.showBrowser(figures));
   on("voice", ({ playedMs, totalMs, speaking, how }) => {
     page.showProgress(playedMs, totalMs);
     buttons();
@@ -104,6 +106,11 @@ function stop() {
   page.showReadiness(supported);
 }
 
+async function offerPresenters() {
+  const presenters = await listPresenters(input("key").value.trim());
+  if (presenters && page.state === "idle") page.showPresenters(presenters);
+}
+
 page.form.addEventListener("submit", (event) => {
   event.preventDefault();
   if (!page.start.disabled) start();
@@ -120,7 +127,10 @@ page.closeAlert.addEventListener("click", () => {
 });
 window.addEventListener("pagehide", stop);
 
+input("key").addEventListener("change", offerPresenters);
+
 page.showReadiness(supported);
+offerPresenters();
 if (!supported) {
   page.showState("failed", "This browser is not supported");
   page.showAlert(explain(new ClientError("unsupported")));

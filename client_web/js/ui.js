@@ -1,37 +1,14 @@
 /** What the page shows. Knows no session: main.js tells it what to show. */
 
-import { faceWords, rows, rungWords } from "./figures.js";
+import { Board } from "./board.js";
+import { element, html } from "./dom.js";
 
 /**
  * @typedef {"idle" | "starting" | "live" | "reconnecting" | "failed"} State
  */
 
-/** A minute of the server's statistics, which come twice a second. */
-const SPARK_POINTS = 120;
-/** ITU-R BT.1359: people begin to notice sound that is early by 45 ms or late by 125 ms. */
-const SKEW_EARLY_MS = 45;
-const SKEW_LATE_MS = 125;
-
-/**
- * @template {Element} T
- * @param {string} id
- * @param {new (...args: any[]) => T} kind
- * @returns {T}
- */
-export function element(id, kind) {
-  const found = document.getElementById(id);
-  if (!(found instanceof kind)) throw new Error(`index.html lacks #${id}`);
-  return found;
-}
-
-/** @param {string} id */
-const html = (id) => element(id, HTMLElement);
-
 export class Page {
-  #latencies = /** @type {number[]} */ ([]);
-  #server = /** @type {Record<string, any>} */ ({});
-  #browser = /** @type {Partial<import("./figures.js").BrowserFigures>} */ ({});
-  #budgetMs = 0;
+  board = new Board();
 
   form = element("setup", HTMLFormElement);
   start = element("start", HTMLButtonElement);
@@ -54,6 +31,30 @@ export class Page {
   /** @param {"picture" | "voice"} group */
   choice(group) {
     return String(new FormData(this.form).get(group));
+  }
+
+  /**
+   * Offer what the server has. What it no longer has goes; the choice stays where it can.
+   *
+   * @param {Array<{name: string, label: string}>} presenters
+   */
+  showPresenters(presenters) {
+    const fieldset = html("picture-choices");
+    const offered = [...fieldset.querySelectorAll("input[value^='file:']")].map((radio) => radio.getAttribute("value"));
+    if (offered.join("\n") === presenters.map(({ name }) => `file:${name}`).join("\n")) return;
+    const chosen = this.choice("picture");
+    const [pattern] = fieldset.querySelectorAll("label.choice");
+    for (const old of fieldset.querySelectorAll("label.choice:has([value^='file:'])")) old.remove();
+    for (const { name, label } of presenters) {
+      const choice = /** @type {HTMLElement} */ (pattern.cloneNode(true));
+      const radio = /** @type {HTMLInputElement} */ (choice.querySelector("input"));
+      radio.value = `file:${name}`;
+      /** @type {HTMLElement} */ (choice.querySelector("b")).textContent = label;
+      /** @type {HTMLElement} */ (choice.querySelector("small")).textContent = "No camera needed";
+      fieldset.append(choice);
+    }
+    const radios = [...fieldset.querySelectorAll("input")];
+    (radios.find((radio) => radio.value === chosen) ?? radios.at(-1) ?? radios[0]).checked = true;
   }
 
   /**
@@ -103,7 +104,7 @@ export class Page {
    * @param {number} budgetMs
    */
   showSummary(what, budgetMs) {
-    this.#budgetMs = budgetMs;
+    this.board.budgetMs = budgetMs;
     html("summary").textContent = what;
   }
 
@@ -159,10 +160,7 @@ export class Page {
     html("dubbed-empty").hidden = false;
     html("advice").hidden = true;
     this.showSource("", "");
-    this.#latencies = [];
-    this.#server = {};
-    this.#browser = {};
-    this.#drawFigures();
+    this.board.clear();
   }
 
   /** @param {import("./errors.js").Explained} explained */
@@ -201,103 +199,6 @@ export class Page {
     element("progress-bar", HTMLProgressElement).value = totalMs > 0 ? playedMs / totalMs : 0;
     html("progress-text").textContent = `${clock(playedMs)} of ${clock(totalMs)}`;
   }
-
-  /** @param {Record<string, any>} stats */
-  showServerFigures(stats) {
-    this.#server = stats;
-    this.#drawFigures();
-  }
-
-  /** @param {import("./figures.js").BrowserFigures} figures */
-  showBrowserFigures(figures) {
-    this.#browser = figures;
-    this.#drawFigures();
-  }
-
-  #drawFigures() {
-    const server = this.#server;
-    const browser = this.#browser;
-    const latency = server.added_latency_ms?.p50 ?? null;
-    const p95 = server.added_latency_ms?.p95 ?? null;
-    if (latency !== null) this.#latencies = [...this.#latencies, latency].slice(-SPARK_POINTS);
-    figure("latency", whole(latency), this.#budgetMs > 0 && latency > this.#budgetMs);
-    const limit = this.#budgetMs ? `limit ${this.#budgetMs} ms` : "from arrival to release";
-    html("sub-latency").textContent = p95 === null ? limit : `95 % within ${whole(p95)} ms, ${limit}`;
-    this.#drawSpark();
-    const skew = browser.skewMs ?? server.skew_ms?.p50 ?? server.skew_ms ?? null;
-    figure("skew", signed(skew), skew !== null && (skew > SKEW_EARLY_MS || skew < -SKEW_LATE_MS));
-    html("sub-skew").textContent =
-      skew === null ? "sound against lips" : Math.abs(skew) < 5 ? "sound and lips together" : skew > 0 ? "sound before lips" : "sound after lips";
-    figure("fps", browser.fps === null || browser.fps === undefined ? whole(server.fps ?? null) : browser.fps.toFixed(0));
-    const rung = rungWords(server.rung);
-    figure("rung", rung.word);
-    html("sub-rung").textContent = rung.note;
-    const face = faceWords(server.face);
-    figure("face", face.word);
-    const advice = html("advice");
-    const said = server.state === "faulted" ? "The engine has a fault: the source goes out until it recovers." : face.advice;
-    advice.hidden = !said;
-    if (advice.textContent !== said) advice.textContent = said;
-    figure("voice", server.speaking === undefined ? "–" : server.speaking ? "Speaking" : "Silent");
-    html("sub-voice").textContent =
-      server.voice_buffered_ms === undefined ? "as the server hears it" : `${(server.voice_buffered_ms / 1000).toFixed(1)} s in store`;
-    figure("buffer", whole(browser.bufferMs ?? null));
-    html("sub-buffer").textContent = browser.dropped ? `${browser.dropped} frames dropped` : "waiting to be shown";
-    this.#drawTable();
-  }
-
-  /** The last minute of added latency, newest at the right; the dashed line is the limit. */
-  #drawSpark() {
-    const top = Math.max(this.#budgetMs, ...this.#latencies, 1);
-    const first = SPARK_POINTS - this.#latencies.length;
-    const points = this.#latencies.map((value, index) => {
-      const x = (120 * (first + index)) / (SPARK_POINTS - 1);
-      return `${x.toFixed(1)},${(39 - (38 * value) / top).toFixed(1)}`;
-    });
-    document.querySelector("#spark polyline")?.setAttribute("points", points.join(" "));
-  }
-
-  #drawTable() {
-    if (!element("more", HTMLDetailsElement).open) return;
-    const table = html("all-figures");
-    const all = [...rows(this.#server), ...rows(this.#browser).map(([name, value]) => [`Browser: ${name}`, value])];
-    table.replaceChildren(
-      ...all.map(([name, value]) => {
-        const row = document.createElement("tr");
-        const head = document.createElement("th");
-        head.scope = "row";
-        head.textContent = name;
-        const cell = document.createElement("td");
-        cell.textContent = value;
-        row.append(head, cell);
-        return row;
-      }),
-    );
-  }
-}
-
-/**
- * @param {string} name
- * @param {string} text
- * @param {boolean} [bad]
- */
-function figure(name, text, bad = false) {
-  const output = html(`fig-${name}`);
-  if (output.textContent !== text) output.textContent = text;
-  output.classList.toggle("bad", bad);
-  output.classList.toggle("word", /[a-z]/i.test(text));
-}
-
-/** @param {number | null} value */
-function whole(value) {
-  return value === null || Number.isNaN(value) ? "–" : String(Math.round(value));
-}
-
-/** @param {number | null} value */
-function signed(value) {
-  if (value === null || Number.isNaN(value)) return "–";
-  const rounded = Math.round(value);
-  return rounded > 0 ? `+${rounded}` : rounded < 0 ? `−${-rounded}` : "0";
 }
 
 /** @param {number} ms */
