@@ -31,7 +31,7 @@ class Metrics:
         )
         self.refused = Counter("refused", "Requests refused", ["code"], namespace=prefix, registry=registry)
         self.peers_opened = Counter(
-            "peers_opened", "Peer connections answered", ["role"], namespace=prefix, registry=registry
+            "peers_opened", "Peer connections begun", ["role"], namespace=prefix, registry=registry
         )
         self.peers_ended = Counter(
             "peers_ended", "Peer connections ended", ["role", "reason"], namespace=prefix, registry=registry

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from server.errors import ApiError, bad_request, first_problem
 from server.hosted import HostedSession
@@ -220,6 +220,8 @@ class Signalling:
     async def _write(self) -> None:
         while True:
             message = await self._outbox.get()
+            if self._socket.application_state is not WebSocketState.CONNECTED:
+                raise _Over
             await self._socket.send_text(json.dumps(message, allow_nan=False))
             if message["type"] == "bye" and message.get("reason") == End.SESSION_ENDED:
                 await self._socket.close(GOING_AWAY)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from server.errors import ApiError, first_problem
 from server.hosted import HostedSession
@@ -190,6 +190,9 @@ class VoiceSocket:
         raise _Over
 
     async def _send(self, message: dict[str, Any]) -> None:
+        # Another task may be closing the socket at this moment.
+        if self._socket.application_state is not WebSocketState.CONNECTED:
+            raise _Over
         await self._socket.send_text(json.dumps(message))
 
     async def _refuse(self, refusal: Refusal) -> None:
@@ -197,7 +200,7 @@ class VoiceSocket:
         try:
             await self._send({"type": "error", "error": refusal.error.body()})
             await self._socket.close(refusal.code, refusal.error.code)
-        except (WebSocketDisconnect, RuntimeError):
+        except (WebSocketDisconnect, _Over):
             logger.debug("a refused voice socket had gone already")
 
 
