@@ -15,6 +15,9 @@ from retalk_models.talkin.target import ObservedFace
 _OPEN_ENOUGH = 0.045
 """Aperture (canonical units) from which a frame may serve as a reference."""
 
+_GOOD_ENOUGH = 0.5
+"""A reference of lower quality looks worse than a drawn mouth."""
+
 _SHUT = 0.02
 """Aperture under which a change of reference cannot be seen."""
 
@@ -66,7 +69,7 @@ class MouthReferences:
         if texture is None:
             return
         quality = texture_quality(texture, face.opening) - 0.4 * min(1.0, motion)
-        if quality > 0.2 and self._cache.wants(face.pose.yaw, face.pose.pitch, quality):
+        if quality > _GOOD_ENOUGH and self._cache.wants(face.pose.yaw, face.pose.pitch, quality):
             self._cache.add(Reference(texture, face.pose.yaw, face.pose.pitch, quality))
 
     def choose(
