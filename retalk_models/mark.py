@@ -67,7 +67,9 @@ def _badge(width: int, height: int) -> tuple[F32, F32] | None:
         for y in (radius, box_height - radius - 1):
             cv2.circle(plate, (x, y), radius, 255, -1)
     ink = np.zeros_like(plate)
-    cv2.putText(ink, TEXT, (pad, pad + cap), cv2.FONT_HERSHEY_SIMPLEX, scale * fine, 255, thickness, cv2.LINE_AA)
+    cv2.putText(
+        ink, TEXT, (pad, pad + cap), cv2.FONT_HERSHEY_SIMPLEX, scale * fine, 255, thickness, cv2.LINE_AA
+    )
     size = (max(2, box_width // fine) & ~1, max(2, box_height // fine) & ~1)
     if size[0] + _margin(width, height) > width or size[1] + _margin(width, height) > height:
         return None

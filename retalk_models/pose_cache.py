@@ -1,4 +1,5 @@
-"""References by pose: novelty in, coverage out. Bounded, so a session of hours holds no more than one of minutes."""
+"""References by pose: novelty in, coverage out. Bounded, so a session of hours holds no more than one of
+minutes."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ class PoseCache(Generic[T]):
         self._kept[key] = reference
 
     def nearest(self, yaw: float, pitch: float, current: Reference[T] | None = None) -> Reference[T] | None:
-        """The reference that serves a pose best; the current one keeps its place unless another is clearly better."""
+        """The reference that serves a pose best; the current one keeps its place unless another is clearly
+        better."""
         best: Reference[T] | None = None
         best_score = -np.inf
         for one in self._kept.values():

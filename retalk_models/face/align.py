@@ -10,7 +10,30 @@ from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS
 from retalk_models.face.tracker import TrackedFace
 from retalk_models.picture import F32, Picture
 
-MOUTH_SKIN = (164, 167, 393, 165, 391, 206, 426, 216, 436, 212, 432, 202, 422, 204, 424, 200, 201, 421, 194, 418, 182, 406)
+MOUTH_SKIN = (
+    164,
+    167,
+    393,
+    165,
+    391,
+    206,
+    426,
+    216,
+    436,
+    212,
+    432,
+    202,
+    422,
+    204,
+    424,
+    200,
+    201,
+    421,
+    194,
+    418,
+    182,
+    406,
+)
 """Skin round the mouth: philtrum, beside the corners, under the lower lip."""
 
 CHEEK_SKIN = (50, 280, 101, 330, 36, 266, 205, 425, 195, 5, 142, 371)
@@ -55,14 +78,16 @@ def sample(face: TrackedFace, places: F32) -> F32:
     )
 
 
-def _sample_plane(plane: NDArray[np.uint8], at: F32, low: NDArray[np.int_], high: NDArray[np.int_], blur: int) -> F32:
+def _sample_plane(
+    plane: NDArray[np.uint8], at: F32, low: NDArray[np.int_], high: NDArray[np.int_], blur: int
+) -> F32:
     height, width = plane.shape
     left, top = (int(np.clip(low[0], 0, width - 2)), int(np.clip(low[1], 0, height - 2)))
     right, bottom = int(np.clip(high[0], left + 2, width)), int(np.clip(high[1], top + 2, height))
     soft = cv2.blur(plane[top:bottom, left:right], (blur, blur))
     x = np.clip(np.rint(at[:, 0]).astype(int) - left, 0, right - left - 1)
     y = np.clip(np.rint(at[:, 1]).astype(int) - top, 0, bottom - top - 1)
-    return soft[y, x].astype(np.float32)
+    return np.asarray(soft[y, x], np.float32)
 
 
 def mouth_light(face: TrackedFace) -> F32:
@@ -105,7 +130,8 @@ class SurfaceMemory:
         limit = 2.5 * np.minimum(self._spread, _SPREAD_MOST) + _FLOOR
         limit = limit * np.float32(1 + _TURN * abs(yaw - self._yaw))
         share = float((away > limit).any(axis=1).mean()) if self._frames > _WARM_UP else 0.0
-        # What looks wrong is learnt slowly, so that a hand is not taken for the face, yet new light is in the end.
+        # What looks wrong is learnt slowly, so that a hand is not taken for the face, yet new light is in the
+        # end.
         rate = 1 - np.exp(-elapsed_s / _MEMORY_S) if self._frames > _WARM_UP else 1 / (self._frames + 1)
         rate *= 0.15 if share > 0.3 else 1.0
         self._frames += 1
@@ -124,7 +150,9 @@ class CutDetector:
     def __call__(self, picture: Picture) -> bool:
         """Whether this picture belongs to another shot than the one before."""
         stride = max(1, min(picture.width, picture.height) // 96)
-        thumb = cv2.resize(picture.y[::stride, ::stride], (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+        thumb = cv2.resize(picture.y[::stride, ::stride], (32, 32), interpolation=cv2.INTER_AREA).astype(
+            np.float32
+        )
         last, self._last = self._last, thumb
         if last is None:
             return False

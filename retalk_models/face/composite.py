@@ -43,7 +43,8 @@ def composite(
 ) -> Picture:
     """A copy of the picture with its face warped by field and the mouth's inside laid in.
 
-    opacity: 0..1, of the mouth's inside. fine: keep luma sharp, at twice the cost of not doing so. Samples outside field.box are those of the picture; within it, where
+    opacity: 0..1, of the mouth's inside. fine: keep luma sharp, at twice the cost of not doing so. Samples
+    outside field.box are those of the picture; within it, where
     the field's reach is 0, too.
     """
     out = picture.copy()

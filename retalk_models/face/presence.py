@@ -1,4 +1,5 @@
-"""Whether there is a face to dub in a frame, and how much of the dub to show: a state and an eased strength."""
+"""Whether there is a face to dub in a frame, and how much of the dub to show: a state and an eased
+strength."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ _JUMP = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """state: what the tracker made of the frame. strength: 0..1, eased. new_face: forget identity and references."""
+    """state: what the tracker made of the frame. strength: 0..1, eased. new_face: forget identity and
+    references."""
 
     state: FaceState
     strength: float
@@ -62,14 +64,18 @@ class Presence:
         self._ramp = 0.0
 
     def jumped(self, face: TrackedFace) -> bool:
-        """Whether this cannot be the face of the frame before. Asked once per frame with a face, before update."""
+        """Whether this cannot be the face of the frame before. Asked once per frame with a face, before
+        update."""
         centre, size = (float(face.centre[0]), float(face.centre[1])), face.size
         last, last_size = self._centre, self._size
         self._centre, self._size = centre, size
         if last is None:
             return False
         distance = float(np.hypot(centre[0] - last[0], centre[1] - last[1]))
-        return distance > _JUMP * max(size, last_size) or not 1 / (1 + _JUMP) < size / max(last_size, 1e-6) < 1 + _JUMP
+        return (
+            distance > _JUMP * max(size, last_size)
+            or not 1 / (1 + _JUMP) < size / max(last_size, 1e-6) < 1 + _JUMP
+        )
 
     def update(
         self,
@@ -102,7 +108,9 @@ class Presence:
         width /= max(0.5, abs(float(np.cos(pose.yaw))))
         if width < _SMALL[1 if self._state is FaceState.SMALL else 0]:
             return FaceState.SMALL
-        if over(_PROFILE, FaceState.PROFILE, abs(pose.yaw)) or over(_STEEP, FaceState.PROFILE, abs(pose.pitch)):
+        if over(_PROFILE, FaceState.PROFILE, abs(pose.yaw)) or over(
+            _STEEP, FaceState.PROFILE, abs(pose.pitch)
+        ):
             return FaceState.PROFILE
         lips = face.points[list(OUTER_LIPS), :2]
         room = min(

@@ -15,7 +15,8 @@ _SEARCH_SIDE = 640
 """Longest side of the picture in which faces are looked for, pixels."""
 
 _TRACK_SIDE = 320
-"""Side of the crop in which a known face is tracked; Face Mesh itself looks at 192 pixels of about 3/4 of it."""
+"""Side of the crop in which a known face is tracked; Face Mesh itself looks at 192 pixels of about 3/4 of
+it."""
 
 _CROP_SCALE = 2.0
 """Side of the tracking crop relative to the face's longer side."""
@@ -32,7 +33,8 @@ _SEARCH_EVERY = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrackedFace:
-    """points: (478, 3) float32 pixels of the full frame (centre of the first pixel at 0), z on the scale of x.
+    """points: (478, 3) float32 pixels of the full frame (centre of the first pixel at 0), z on the scale of
+    x.
 
     view: the small picture that was looked at. view_box: the part of the frame it shows.
     """
@@ -130,7 +132,8 @@ class FaceTracker:
         rgb = view.rgb()
         found = self._mesh.process(rgb).multi_face_landmarks
         if found and crop != self._looked_at:
-            # Face Mesh starts from where the face was in the last crop; a second look starts from where it is.
+            # Face Mesh starts from where the face was in the last crop; a second look starts from where it
+            # is.
             found = self._mesh.process(rgb).multi_face_landmarks
         self._looked_at = crop
         if not found:
@@ -158,7 +161,8 @@ class FaceTracker:
             self._crop = wanted
 
     def _seat(self, centre_x: float, centre_y: float, face_size: float) -> Box:
-        """The even-aligned crop for a face, inside the frame; on a grid, so that a still face keeps its crop."""
+        """The even-aligned crop for a face, inside the frame; on a grid, so that a still face keeps its
+        crop."""
         width, height = self._frame_size
         width, height = width + width % 2, height + height % 2
         half = max(32.0, _CROP_SCALE * face_size / 2)
@@ -221,7 +225,8 @@ def _share(cutoff: F32 | float, elapsed_s: float) -> F32:
 
 
 class ShapeFilter:
-    """Steadies canonical shapes: lips fast, the rest slow. The pose is not filtered, so nothing trails the head.
+    """Steadies canonical shapes: lips fast, the rest slow. The pose is not filtered, so nothing trails the
+    head.
 
     Lips that trail by a fraction of a frame let the source's own motion through into the dub, so theirs is
     no more filter than keeps still lips still.

@@ -65,7 +65,8 @@ def triangles() -> I32:
 
 @cache
 def _facing() -> NDArray[np.float64]:
-    """(t,) the sign of every triangle's area on a face seen from the front; 0 for the bridge over the opening."""
+    """(t,) the sign of every triangle's area on a face seen from the front; 0 for the bridge over the
+    opening."""
     front = template()[:, :2]
     sign = np.sign(_turn(np.concatenate([front, fixed_ring(front)])[triangles()].astype(np.float64)))
     sign[-(len(INNER_LIPS) - 2) :] = 0
@@ -77,7 +78,8 @@ class WarpField:
     """Where every pixel of a region comes from, on a coarse grid.
 
     box: the region in frame pixels, even-aligned, inside the frame.
-    step: pixels per grid cell across and down; cells tile the box, and node (i, j) is the middle of its cell, so
+    step: pixels per grid cell across and down; cells tile the box, and node (i, j) is the middle of its cell,
+    so
     that resizing the grid to the box's size reads it at every pixel.
     offsets: (rows, columns, 2) float32, source position minus target position, pixels, x then y.
     reach: (rows, columns) float32, 1 well inside what moves, falling to exactly 0 at its border.
@@ -108,7 +110,8 @@ def warp_field(
 ) -> WarpField | None:
     """The field that moves the source points onto the target points.
 
-    source, target: (478, 2) pixels. depth: (478,) larger is farther; nearer triangles win where the mesh folds.
+    source, target: (478, 2) pixels. depth: (478,) larger is farther; nearer triangles win where the mesh
+    folds.
     frame_size: width, height. feather: how far in pixels the reach falls off inwards.
     Returns None where nothing moves by more than threshold pixels, or nothing of it is inside the frame.
     """
@@ -176,7 +179,8 @@ def _rasterise(corners: NDArray[np.float64], rows: int, columns: int) -> I32:
 
 
 def _interpolate(corners: NDArray[np.float64], values: NDArray[np.float64], index: I32) -> F32:
-    """Values (t, 3, 2) at the triangles' corners to every node of the index picture, affine in each triangle."""
+    """Values (t, 3, 2) at the triangles' corners to every node of the index picture, affine in each
+    triangle."""
     a, edge1, edge2 = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     area = _turn(corners)
     # A triangle seen edge-on covers nothing worth a slope.
@@ -195,7 +199,8 @@ def _interpolate(corners: NDArray[np.float64], values: NDArray[np.float64], inde
     along1 = np.clip(cell[..., 0] * x + cell[..., 1] * y + cell[..., 2], 0, 1)
     along2 = np.clip(cell[..., 3] * x + cell[..., 4] * y + cell[..., 5], 0, 1 - along1)
     return np.asarray(
-        cell[..., 6:8] + along1[..., None] * cell[..., 8:10] + along2[..., None] * cell[..., 10:12], np.float32
+        cell[..., 6:8] + along1[..., None] * cell[..., 8:10] + along2[..., None] * cell[..., 10:12],
+        np.float32,
     )
 
 

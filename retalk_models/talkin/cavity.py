@@ -1,4 +1,5 @@
-"""A plausible inside of the mouth for a person whose own has not been seen yet: dark, with a soft line of teeth."""
+"""A plausible inside of the mouth for a person whose own has not been seen yet: dark, with a soft line of
+teeth."""
 
 from __future__ import annotations
 
@@ -71,7 +72,9 @@ def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
     )
 
 
-def _edge(distance: np.ndarray[tuple[int, ...], np.dtype[np.float64]], width: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _edge(
+    distance: np.ndarray[tuple[int, ...], np.dtype[np.float64]], width: float
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """0 below -width / 2, 1 above width / 2, smooth between."""
     share = np.clip(distance / width + 0.5, 0, 1)
     return np.asarray(share * share * (3 - 2 * share))

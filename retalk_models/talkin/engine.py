@@ -18,7 +18,6 @@ from retalk_models.engine import (
     EngineOutput,
     EngineResult,
     EngineWindow,
-    FaceState,
     Rung,
 )
 from retalk_models.face.composite import composite
@@ -79,7 +78,9 @@ class TalkinEngine:
         if speech.size != basis.size:
             raise ValueError(f"{NET_FILE} speaks {speech.size} coefficients, {BASIS_FILE} draws {basis.size}")
         folder = files("retalk_models").joinpath("weights")
-        hashes = {name: sha256(folder.joinpath(name).read_bytes()).hexdigest() for name in (BASIS_FILE, NET_FILE)}
+        hashes = {
+            name: sha256(folder.joinpath(name).read_bytes()).hexdigest() for name in (BASIS_FILE, NET_FILE)
+        }
         return cls(speech, basis, hashes)
 
     @property
@@ -169,7 +170,9 @@ class TalkinSession:
         strength = sighting.strength * gates.dub
         with clock.stage("render"):
             if drawing is None:
-                drawing = self._draw(frame, sighting, spoken * np.float32(gates.voice), strength, rung, elapsed_s)
+                drawing = self._draw(
+                    frame, sighting, spoken * np.float32(gates.voice), strength, rung, elapsed_s
+                )
             self._drawing = drawing
         if drawing is None:
             return EngineOutput(frame.picture, sighting.state, None, 0.0)
@@ -188,7 +191,13 @@ class TalkinSession:
         return self._watch.look(frame.picture, elapsed_s), None
 
     def _draw(
-        self, frame: EngineFrame, sighting: Sighting, spoken: F32, strength: float, rung: Rung, elapsed_s: float
+        self,
+        frame: EngineFrame,
+        sighting: Sighting,
+        spoken: F32,
+        strength: float,
+        rung: Rung,
+        elapsed_s: float,
     ) -> Drawing | None:
         face, light, neutral = sighting.face, sighting.light, self._geometry.neutral
         if face is None or light is None or neutral is None:
@@ -199,9 +208,7 @@ class TalkinSession:
             return None
         target = self._geometry.target(face, spoken, strength)
         fine = rung < Rung.NO_ENHANCEMENT
-        return draw(
-            frame.picture, face, target, neutral, light, self._references, strength, elapsed_s, fine
-        )
+        return draw(frame.picture, face, target, neutral, light, self._references, strength, elapsed_s, fine)
 
     def _elapsed(self, time_us: int) -> float:
         last, self._last_us = self._last_us, time_us

@@ -1,4 +1,5 @@
-"""The inside of the mouth: carried over from a reference of the same person, or drawn where there is none yet.
+"""The inside of the mouth: carried over from a reference of the same person, or drawn where there is none
+yet.
 
 Teeth ride on the skull, so a reference is placed by pose, on a plane at the depth of the teeth, and the
 target's lips act as a curtain in front of it; only what the reference's own lips hid is stretched to.
@@ -24,6 +25,15 @@ UPPER = (INNER_LIPS[0], *INNER_LIPS[:_HALF:-1], INNER_LIPS[_HALF])
 
 TEETH_DEPTH = 0.03
 """How far behind the inner lips the front teeth stand, canonical units."""
+
+_BEND = 0.6
+"""How much the line between what stays and what moves follows the lips, the rest of it being level."""
+
+_SEAM = 0.03
+"""A gap lower than this (plane units) is no opening but the line between the lips."""
+
+_SEAM_COVER = 0.85
+"""How dark the line between shut lips is drawn over them."""
 
 _NARROW = 0.07
 """A gap lower than this (plane units) lies in the shadow of the lips."""
@@ -59,7 +69,8 @@ class TeethPlane:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opening:
-    """The lips' opening in plane coordinates: upper and lower (11, 2), each by increasing x, corners shared."""
+    """The lips' opening in plane coordinates: upper and lower (11, 2), each by increasing x, corners
+    shared."""
 
     upper: F32
     lower: F32
@@ -96,10 +107,12 @@ def _increasing(line: F32) -> F32:
 class MouthTexture:
     """Pixels to fill an opening with.
 
-    y: (h, w) and uv: (h / 2, w / 2, 2) uint8, a crop whose top left sample is pixel `corner` of `plane`'s picture.
+    y: (h, w) and uv: (h / 2, w / 2, 2) uint8, a crop whose top left sample is pixel `corner` of `plane`'s
+    picture.
     light: (3,) mean Y, U, V of the skin round the mouth where it was taken.
     split: the plane y between what stays with the skull and what rides on the jaw: the darkest row.
-    depth: 0..1, how dark it is there; 0 where the rows of teeth meet. dark: (3,) Y, U, V of the unlit depth behind them.
+    depth: 0..1, how dark it is there; 0 where the rows of teeth meet. dark: (3,) Y, U, V of the unlit depth
+    behind them.
     """
 
     y: U8
@@ -114,7 +127,8 @@ class MouthTexture:
 
 
 def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) -> MouthTexture | None:
-    """A reference texture from a frame: the opening of its (478, 2 or 3) points with a margin; None off frame."""
+    """A reference texture from a frame: the opening of its (478, 2 or 3) points with a margin; None off
+    frame."""
     lips = points[[*UPPER, *LOWER], :2]
     margin = 0.05 * float(np.linalg.norm(plane.matrix[:, 0])) + 2
     box = _even_box(lips.min(axis=0) - margin, lips.max(axis=0) + margin, picture)
@@ -133,9 +147,20 @@ def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) ->
 
 
 def dark_of(light: F32) -> F32:
-    """(3,) Y, U, V of the mouth's unlit depth for a skin of this light: skin's hue, much darker and duller."""
+    """(3,) Y, U, V of the mouth's unlit depth for a skin of this light: skin's hue, much darker and
+    duller."""
     luma, u, v = (float(value) for value in light)
-    return np.array([16 + 0.1 * max(0.0, luma - 16), 128 + 0.15 * (u - 128), 128 + 0.45 * (v - 128)], np.float32)
+    return np.array(
+        [16 + 0.1 * max(0.0, luma - 16), 128 + 0.15 * (u - 128), 128 + 0.45 * (v - 128)], np.float32
+    )
+
+
+def _seam_tone(light: F32) -> F32:
+    """(3,) Y, U, V of the line between shut lips: lips in their own shadow."""
+    luma, u, v = (float(value) for value in light)
+    return np.array(
+        [16 + 0.28 * max(0.0, luma - 16), 128 + 0.5 * (u - 128), 132 + 0.9 * (v - 128)], np.float32
+    )
 
 
 def _find_split(
@@ -169,7 +194,8 @@ def draw_mouth(
     """Fill the opening of the target points, (478, 2) pixels, with a texture.
 
     light: (3,) mean Y, U, V of the skin round the mouth in this frame. softness: the edge's width in pixels.
-    seam: 0..1, how much of a shadow to lay between shut lips, where the frame's own lips are apart and theirs is
+    seam: 0..1, how much of a shadow to lay between shut lips, where the frame's own lips are apart and theirs
+    is
     not there. fine: match light and colour to the frame.
     Returns None where there is no opening to fill.
     """
@@ -179,27 +205,34 @@ def draw_mouth(
     if box is None:
         return None
     opening = Opening.of(points, plane)
-    x, y, shade, unseen, cover = _reference_place(opening, texture, plane, box, softness, seam)
+    x, y, shade, unseen, shut, cover = _reference_place(opening, texture, plane, box, softness, seam)
     if cover.max() <= 0:
         return None
     place = texture.plane.to_pixels(np.stack([x, y], axis=-1)) - np.array(texture.corner, np.float32)
-    gain = 1.0 if not fine else float(np.clip((light[0] - 16) / max(8.0, float(texture.light[0]) - 16), 0.5, 2.0))
+    gain = (
+        1.0
+        if not fine
+        else float(np.clip((light[0] - 16) / max(8.0, float(texture.light[0]) - 16), 0.5, 2.0))
+    )
     tint = np.clip(light[1:] - texture.light[1:], -12, 12) * float(fine)
-    luma = cv2.remap(
-        texture.y, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-    )
+    luma = cv2.remap(texture.y, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     half = (cv2.resize(place, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) - 0.5) / 2
-    chroma = cv2.remap(
-        texture.uv, half, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    chroma = cv2.remap(texture.uv, half, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     lit = luma + unseen * (texture.dark[0] - luma)
     colour = chroma + cv2.resize(unseen, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[..., None] * (
         texture.dark[1:] - chroma
     )
+    seam_tone = _seam_tone(light)
+    drawn = 16 + (lit - 16) * (gain * shade)
+    drawn += shut * (seam_tone[0] - drawn)
+    colour = colour + tint
+    colour += cv2.resize(shut, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[..., None] * (
+        seam_tone[1:] - colour
+    )
     return Patch(
         box,
-        np.asarray(16 + (lit - 16) * (gain * shade), np.float32),
-        np.asarray(colour + tint, np.float32),
+        np.asarray(drawn, np.float32),
+        np.asarray(colour, np.float32),
         cover,
         cv2.resize(cover, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
     )
@@ -216,9 +249,10 @@ def _even_box(low: F32, high: F32, picture: Picture) -> Box | None:
 
 def _reference_place(
     opening: Opening, texture: MouthTexture, plane: TeethPlane, box: Box, softness: float, seam: float
-) -> tuple[F32, F32, F32, F32, F32]:
-    """For every pixel of the box: plane x and y in the reference, a shade factor, how far it was never seen, and
-    how much of the pixel lies in the opening."""
+) -> tuple[F32, F32, F32, F32, F32, F32]:
+    """For every pixel of the box: plane x and y in the reference, a shade factor, how far it was never seen,
+    how
+    far the lips are shut there, and how much of the pixel lies in the opening."""
     held = texture.opening
     columns, rows = np.meshgrid(
         np.arange(box.left, box.right, dtype=np.float32), np.arange(box.top, box.bottom, dtype=np.float32)
@@ -230,7 +264,11 @@ def _reference_place(
     # Teeth do not get wider with the lips; only an opening wider than the reference's is squeezed into it.
     middle, held_middle = (opening.left + opening.right) / 2, (held.left + held.right) / 2
     squeeze = min(1.0, 0.97 * (held.right - held.left) / max(1e-3, opening.right - opening.left))
-    across = np.clip(held_middle + (x - middle) * squeeze + (middle - held_middle) * min(1.0, squeeze), held.left, held.right)
+    across = np.clip(
+        held_middle + (x - middle) * squeeze + (middle - held_middle) * min(1.0, squeeze),
+        held.left,
+        held.right,
+    )
 
     top, bottom = np.interp(x, *opening.upper.T), np.interp(x, *opening.lower.T)
     inset = 0.006
@@ -240,11 +278,10 @@ def _reference_place(
     # What is above the split stands still with the skull; a lip raised above the reference's takes it along
     # rather than baring what was never seen. What is below rides on the jaw. The upper part bites over.
     lift = np.minimum(0.0, top - held_top)
-    drop = float(
-        np.interp(middle, *opening.lower.T) - np.interp(held_middle, *held.lower.T)
-    )
-    upper_end, lower_start = texture.split + lift, texture.split + drop
-    down = np.where(y <= upper_end, y - lift, np.where(y >= lower_start, y - drop, texture.split))
+    drop = float(np.interp(middle, *opening.lower.T) - np.interp(held_middle, *held.lower.T))
+    split = _split_line(texture, held_middle, held_top, held_bottom)
+    upper_end, lower_start = split + lift, split + drop
+    down = np.where(y <= upper_end, y - lift, np.where(y >= lower_start, y - drop, split))
     edge = 0.014
     hollow = _smooth((y - upper_end) / edge + 0.5) * (1 - _smooth((y - lower_start) / edge + 0.5))
     unseen = hollow * _smooth((lower_start - upper_end) / 0.02)
@@ -259,14 +296,27 @@ def _reference_place(
     unit = 1 / float(np.sqrt(abs(inverse[0, 0] * inverse[1, 1] - inverse[0, 1] * inverse[1, 0])))
     inside = np.minimum(y - top, bottom - y) * (unit / softness) + 0.5 * seam
     between_corners = np.minimum(x - opening.left, opening.right - x) * (unit / softness)
-    cover = np.clip(np.minimum(inside, between_corners) + 0.5, 0, 1) * np.clip(gap * (unit / softness) + seam, 0, 1)
+    cover = np.clip(np.minimum(inside, between_corners) + 0.5, 0, 1) * np.clip(
+        gap * (unit / softness) + _SEAM_COVER * seam, 0, 1
+    )
     return (
         np.asarray(across, np.float32),
         np.asarray(down, np.float32),
         np.asarray(shade, np.float32),
         np.asarray(unseen, np.float32),
+        np.asarray(1 - _smooth(gap / _SEAM), np.float32),
         np.asarray(cover, np.float32),
     )
+
+
+def _split_line(texture: MouthTexture, middle: float, top: F32, bottom: F32) -> F32:
+    """The split's plane y where the reference's opening runs from top to bottom: level, but bent with the
+    lips."""
+    upper = float(np.interp(middle, *texture.opening.upper.T))
+    lower = float(np.interp(middle, *texture.opening.lower.T))
+    share = float(np.clip((texture.split - upper) / max(1e-3, lower - upper), 0, 1))
+    bent = top + share * (bottom - top)
+    return np.asarray((1 - _BEND) * texture.split + _BEND * bent, np.float32)
 
 
 def _smooth(value: F32) -> F32:

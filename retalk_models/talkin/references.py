@@ -1,4 +1,5 @@
-"""Which picture of the inside of the mouth to use: gathers good ones from the source, keeps the choice steady."""
+"""Which picture of the inside of the mouth to use: gathers good ones from the source, keeps the choice
+steady."""
 
 from __future__ import annotations
 
@@ -77,11 +78,15 @@ class MouthReferences:
     ) -> tuple[tuple[MouthTexture, float], ...]:
         """One texture, or two while one gives way to another, with weights that sum to 1.
 
-        opening: the target's aperture. lip_line: the neutral mouth's opening. light: of the skin in this frame.
+        opening: the target's aperture. lip_line: the neutral mouth's opening. light: of the skin in this
+        frame.
         """
         wanted = self._cache.nearest(pose.yaw, pose.pitch, self._current)
-        if wanted is not None and wanted is not self._current and self._crossed >= 1 and self._may_switch(
-            wanted, pose, opening, elapsed_s
+        if (
+            wanted is not None
+            and wanted is not self._current
+            and self._crossed >= 1
+            and self._may_switch(wanted, pose, opening, elapsed_s)
         ):
             self._before = self._current.item if self._current is not None else self._drawn
             self._current = wanted
@@ -114,7 +119,8 @@ def _openness(opening: float) -> float:
 
 
 def texture_quality(texture: MouthTexture, opening: float) -> float:
-    """How good a reference a mouth is, about 0..1: well open, teeth and the dark behind them to be seen, sharp."""
+    """How good a reference a mouth is, about 0..1: well open, teeth and the dark behind them to be seen,
+    sharp."""
     mask = np.zeros(texture.y.shape, np.uint8)
     outline = np.concatenate([texture.opening.upper, texture.opening.lower[-2:0:-1]])
     pixels = texture.plane.to_pixels(outline) - np.array(texture.corner, np.float32)

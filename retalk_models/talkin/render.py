@@ -81,9 +81,7 @@ def draw(
         return None
     plane = teeth_plane(face, neutral)
     canonical = TeethPlane(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
-    chosen = references.choose(
-        face.pose, target.opening, Opening.of(neutral, canonical), light, elapsed_s
-    )
+    chosen = references.choose(face.pose, target.opening, Opening.of(neutral, canonical), light, elapsed_s)
     mouth: Patch | None = None
     if target.opening > 0 or target.apart > 0:
         softness = max(1.0, _EDGE_SOFTNESS * width)

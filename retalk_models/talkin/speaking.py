@@ -8,7 +8,8 @@ from retalk_models.engine import Idle
 from retalk_models.face.presence import ease
 
 _OPEN_S, _CLOSE_S = 0.06, 0.10
-"""How long the mouth takes to join the voice, and to close after it: under 120 ms with a frame's own length."""
+"""How long the mouth takes to join the voice, and to close after it: under 120 ms with a frame's own
+length."""
 
 _HOLD_S = 0.12
 """How long the mouth stays closed before it follows the source again: shorter pauses belong to speech."""
@@ -35,7 +36,8 @@ class SpeakingGates:
         self._silent_s = _HOLD_S
 
     def update(self, active: bool, elapsed_s: float) -> Gates:
-        """active: whether the voice is heard now or within the look-ahead. elapsed_s: since the frame before."""
+        """active: whether the voice is heard now or within the look-ahead. elapsed_s: since the frame
+        before."""
         elapsed_s = max(0.0, elapsed_s)
         if active:
             self._silent_s = 0.0

@@ -1,4 +1,5 @@
-"""Target geometry: the frame's own pose, identity and upper face with the voice's expression on the lower face."""
+"""Target geometry: the frame's own pose, identity and upper face with the voice's expression on the lower
+face."""
 
 from __future__ import annotations
 
@@ -34,11 +35,14 @@ _OPENING_CEILING = 0.34
 _OPENING_MARGIN = 1.25
 
 _WIDEST = 2.5
-"""Coefficients other than the opening are held softly within so many standard deviations: beyond, skin folds."""
+"""Coefficients other than the opening are held softly within so many standard deviations: beyond, skin
+folds."""
 
 _FLESH = (0.14, 0.26)
-"""How far inside the lip, as a share of its thickness, the drawn lip begins, where the frame's own lips are shut
-and where they are apart: landmarks run on the edge, and a sliver of tooth carried along with the lip shows at once."""
+"""How far inside the lip, as a share of its thickness, the drawn lip begins, where the frame's own lips are
+shut
+and where they are apart: landmarks run on the edge, and a sliver of tooth carried along with the lip shows at
+once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +97,8 @@ class OpeningRange:
         return float(np.clip(_OPENING_MARGIN * self._reach, _OPENING_FLOOR, _OPENING_CEILING))
 
     def bound(self, opening: float) -> float:
-        """An aperture kept plausible for this person: unchanged below two thirds of the limit, softly held above."""
+        """An aperture kept plausible for this person: unchanged below two thirds of the limit, softly held
+        above."""
         knee = 2 / 3 * self.limit
         if opening <= knee:
             return max(0.0, opening)
@@ -152,14 +157,15 @@ class TargetGeometry:
 
     def bounded(self, expression: F32) -> F32:
         """(K,) coefficients of a voice, kept plausible for this person."""
-        out = (_WIDEST * np.tanh(expression / _WIDEST)).astype(np.float32)
+        out: F32 = np.asarray(_WIDEST * np.tanh(expression / _WIDEST), np.float32)
         out[0] = self._range.bound(float(expression[0]))
         return out
 
     def target(self, face: ObservedFace, expression: F32, strength: float) -> TargetFace:
         """Geometry for one observed frame.
 
-        expression: (K,) coefficients of the voice. strength: 0 leaves the frame's own mouth, 1 draws the voice's.
+        expression: (K,) coefficients of the voice. strength: 0 leaves the frame's own mouth, 1 draws the
+        voice's.
         """
         neutral = self._neutral if self._neutral is not None else face.shape
         spoken = neutral + self._basis.apply(expression) + self._settle

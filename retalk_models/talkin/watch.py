@@ -1,4 +1,5 @@
-"""Watches the source: tracks the face, judges it, factorises it, and carries it over frames that were not tracked."""
+"""Watches the source: tracks the face, judges it, factorises it, and carries it over frames that were not
+tracked."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Sighting:
 
 
 class FaceWatch:
-    """One session's eyes. Feeds the person's geometry and forgets the person, with the references, at a cut."""
+    """One session's eyes. Feeds the person's geometry and forgets the person, with the references, at a
+    cut."""
 
     def __init__(self, geometry: TargetGeometry, references: MouthReferences) -> None:
         self._geometry, self._references = geometry, references
@@ -101,7 +103,9 @@ class FaceWatch:
         last = self._last
         if last is None or last.state is not FaceState.TRACKED or last.face is None or self._picture is None:
             return None
-        if (picture.width, picture.height) != (self._picture.width, self._picture.height) or self._cut(picture):
+        if (picture.width, picture.height) != (self._picture.width, self._picture.height) or self._cut(
+            picture
+        ):
             return None
         shift = face_shift(self._picture, picture, last.face.points)
         sighting = replace(last, face=_shifted(last.face, shift), tracked=False)
@@ -156,7 +160,8 @@ def _shifted(face: ObservedFace, shift: F32) -> ObservedFace:
 
 
 def face_shift(before: Picture, after: Picture, points: F32) -> F32:
-    """(2,) how far the face at these points moved between two pictures of one size, pixels; 0 where unclear."""
+    """(2,) how far the face at these points moved between two pictures of one size, pixels; 0 where
+    unclear."""
     low, high = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
     left, top = (max(0, int(v)) for v in low)
     right, bottom = min(before.width, int(high[0]) + 1), min(before.height, int(high[1]) + 1)
