@@ -70,10 +70,8 @@ def dub(
         )
         job = _Dub(frames, sound, loaded, config, partial, realtime, progress)
         try:
-            result = asyncio.run(job.run())
+            result = _run(job, target)
             partial.replace(target)
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
         finally:
             partial.unlink(missing_ok=True)
     if report is not None:
@@ -81,9 +79,21 @@ def dub(
     return result
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _run(job: _Dub, target: Path) -> dict[str, Any]:
+    try:
+        return asyncio.run(job.run())
+    except BaseException as error:
+        fault = _first(error)
+        # Inputs were opened and the engine's faults are caught: what is left to fail is writing.
+        if isinstance(fault, OSError):
+            reason = fault.strerror or str(fault)
+            right = "free some space or choose another place"
+            raise InputError(target, f"it cannot be written ({reason})", right) from fault
+        raise fault from None
+
+
+def _first(error: BaseException) -> BaseException:
     """The fault that ended a group of tasks, without the group."""
-    error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

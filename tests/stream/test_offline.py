@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import threading
@@ -199,6 +200,17 @@ def test_interrupted_work_leaves_nothing_behind(tmp_path: Path) -> None:
         dub(video, audio, out, engine=FakeEngine(), progress=progress)
     assert set(tmp_path.iterdir()) == before
     assert not [thread for thread in threading.enumerate() if thread.name == "retalk-write"]
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, count=20)
+
+    def progress(done: int, total: int | None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(InputError, match=r"out.mp4: it cannot be written \(No space left on device\); free"):
+        dub(video, audio, out, engine=FakeEngine(), progress=progress)
+    assert not out.exists()
 
 
 def test_what_was_there_before_stays_until_the_new_film_is_complete(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from retalk_models.engine import EngineWindow, Rung
+from retalk_models.picture import Picture
 from stream.clock import MonotonicClock, VirtualClock
 from stream.runner import EngineRunner, ThreadRunner
 from stream.session import Session, SessionConfig
 from stream.stats import SessionState
-from tests.stream.fakes import FakeEngine, SlowRunner, flat_picture, luma_of
+from tests.stream.fakes import BOX, FakeEngine, SlowRunner, flat_picture, luma_of
 from tests.stream.harness import Rig, running, tone
 
 PLAIN = SessionConfig(mark=False)
@@ -65,6 +66,25 @@ async def test_frames_and_voice_leave_together() -> None:
     heard_us = rig.sink.sounds[0].due_us + heard[0] * 1_000_000 // 48_000
     assert abs(spoken[0].due_us - heard_us) <= 40_000
     np.testing.assert_array_equal(rig.sound[heard[0] : heard[0] + 40_000], tone(1000)[1:40_001])
+
+
+async def test_outside_the_region_every_sample_leaves_as_it_came() -> None:
+    rng = np.random.default_rng(7)
+    planes = [rng.integers(0, 150, (72, 64), dtype=np.uint8) for _ in range(20)]
+    async with running(PLAIN) as rig:
+        rig.session.voice.push(tone(2000))
+        for shown in planes:
+            rig.session.source.push(Picture(shown.copy(), 64, 48), rig.clock.now_us())
+            await rig.clock.sleep_until(rig.clock.now_us() + 40_000)
+        await rig.drain()
+    changed = 0
+    for shown, frame in zip(planes, rig.sink.frames, strict=True):
+        out = frame.picture.planes.copy()
+        box = (slice(BOX.top, BOX.bottom), slice(BOX.left, BOX.right))
+        changed += int((out[box] != shown[box]).any())
+        out[box] = shown[box]
+        np.testing.assert_array_equal(out, shown)
+    assert changed >= 10
 
 
 async def test_voice_under_windows_is_contiguous_and_equals_the_whole() -> None:
