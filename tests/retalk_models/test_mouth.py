@@ -1,0 +1,136 @@
+"""The inside of the mouth: teeth keep their size and place, nothing shows between shut lips."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retalk_models.face.geometry import template
+from retalk_models.picture import F32, Picture
+from retalk_models.talkin.cavity import draw_cavity
+from retalk_models.talkin.mouth import TEETH_DEPTH, MouthTexture, Opening, TeethPlane, cut_texture, draw_mouth
+from retalk_models.talkin.references import MouthReferences, texture_quality
+from tests.retalk_models.faces import noise, points, pose
+
+LIGHT = np.array([150, 118, 146], np.float32)
+AT = pose(scale=160.0, y=180.0)
+PLANE = TeethPlane.of(AT, float(template()[[13, 14], 2].mean()) + TEETH_DEPTH)
+CANONICAL = TeethPlane(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+
+
+def mouth_picture(opening: float) -> tuple[Picture, F32]:
+    """Skin with a dark opening and a row of bright upper teeth in it, and the points of that face."""
+    face = points(opening, AT)
+    picture = Picture.from_rgb(np.full((480, 640, 3), 150, np.uint8))
+    top, bottom = face[13, 1], face[14, 1]
+    left, right = int(face[78, 0]), int(face[308, 0])
+    picture.y[int(top) : int(bottom), left:right] = 30
+    picture.y[int(top) : int(top + 0.06 * AT.scale), left:right] = 210
+    return picture, face
+
+
+def reference(opening: float = 0.14) -> MouthTexture:
+    picture, face = mouth_picture(opening)
+    texture = cut_texture(picture, face, PLANE, LIGHT)
+    assert texture is not None
+    return texture
+
+
+def teeth_rows(texture: MouthTexture, opening: float) -> tuple[float, float]:
+    """Height of the bright band in the middle of the drawn mouth, and its first row, in pixels."""
+    face = points(opening, AT)
+    patch = draw_mouth(texture, noise(), face[:, :2], PLANE, LIGHT, softness=1.5)
+    assert patch is not None
+    column = round(float(face[13, 0])) - patch.box.left
+    shown = patch.y[:, column] * (patch.cover_y[:, column] > 0.9)
+    bright = np.flatnonzero(shown > 120)
+    return float(len(bright)), patch.box.top + float(bright[0]) if len(bright) else 0.0
+
+
+def test_teeth_keep_their_size_when_the_mouth_opens_wider_than_the_reference() -> None:
+    texture = reference(0.14)
+    same, same_top = teeth_rows(texture, 0.14)
+    wide, wide_top = teeth_rows(texture, 0.24)
+    assert same > 5
+    assert wide == pytest.approx(same, abs=3)
+    assert wide_top <= same_top + 1
+
+
+def test_between_lips_nearly_shut_there_is_shadow_not_teeth() -> None:
+    height, _ = teeth_rows(reference(), 0.02)
+    assert height == 0
+
+
+def test_shut_lips_show_nothing_unless_the_frame_has_no_seam_of_its_own() -> None:
+    face = points(-0.01, AT)
+    bare = draw_mouth(reference(), noise(), face[:, :2], PLANE, LIGHT, softness=1.5)
+    assert bare is None or bare.cover_y.max() < 0.35
+    seam = draw_mouth(reference(), noise(), face[:, :2], PLANE, LIGHT, softness=1.5, seam=1.0)
+    assert seam is not None
+    assert seam.cover_y.max() > 0.3
+    assert seam.y[seam.cover_y > 0.3].max() < 110
+
+
+def test_the_reference_follows_the_light() -> None:
+    face = points(0.14, AT)
+    bright = draw_mouth(reference(), noise(), face[:, :2], PLANE, LIGHT, softness=1.5)
+    darker = LIGHT * np.array([0.6, 1, 1], np.float32)
+    dim = draw_mouth(reference(), noise(), face[:, :2], PLANE, darker, softness=1.5)
+    assert bright is not None
+    assert dim is not None
+    assert dim.y.max() < 0.75 * bright.y.max()
+
+
+def test_the_drawn_mouth_is_dark_with_a_soft_line_of_teeth() -> None:
+    texture = draw_cavity(Opening.of(template(), CANONICAL), LIGHT)
+    face = points(0.16, AT)
+    patch = draw_mouth(texture, noise(), face[:, :2], PLANE, LIGHT, softness=1.5)
+    assert patch is not None
+    inside = patch.y[patch.cover_y > 0.9]
+    assert np.quantile(inside, 0.2) < 60
+    assert 90 < inside.max() < LIGHT[0]
+    steps = np.abs(np.diff(texture.y.astype(int), axis=0))
+    assert steps.max() < 60
+
+
+def test_a_patch_lies_within_the_picture_even_at_its_edge() -> None:
+    at = pose(scale=160.0, y=300.0)
+    plane = TeethPlane.of(at, -0.3)
+    patch = draw_mouth(reference(), noise(), points(0.2, at)[:, :2], plane, LIGHT, softness=1.5)
+    assert patch is not None
+    assert patch.box.bottom <= 480
+    assert patch.y.shape == (patch.box.height, patch.box.width)
+    assert patch.uv.shape == (patch.box.height // 2, patch.box.width // 2, 2)
+
+
+def test_open_mouths_with_depth_are_better_references() -> None:
+    picture, face = mouth_picture(0.14)
+    picture.y[:] = np.maximum(picture.y, 200)
+    clenched = cut_texture(picture, face, PLANE, LIGHT)
+    assert clenched is not None
+    assert texture_quality(reference(0.14), 0.14) > texture_quality(clenched, 0.14) + 0.2
+    assert texture_quality(reference(0.14), 0.14) > texture_quality(reference(0.05), 0.05)
+
+
+def test_without_a_reference_the_mouth_is_drawn_and_the_change_to_a_real_one_crosses_over() -> None:
+    from retalk_models.talkin.target import ObservedFace
+
+    references = MouthReferences()
+    line = Opening.of(template(), CANONICAL)
+
+    def choose(opening: float) -> tuple[tuple[MouthTexture, float], ...]:
+        return references.choose(AT, opening, line, LIGHT, 0.04)
+
+    first = choose(0.1)
+    assert len(first) == 1
+    picture, face = mouth_picture(0.14)
+    for _ in range(3):
+        references.observe(picture, ObservedFace(face, AT, template(), 0.14), PLANE, LIGHT, 0.04)
+    assert references.count == 1
+    # Not while the mouth is open and seen, but when it shuts.
+    assert choose(0.1)[0][0] is first[0][0]
+    weights = [choose(0.005)[-1][1] for _ in range(4)]
+    assert weights[0] < 0.5
+    assert weights == sorted(weights)
+    assert weights[-1] == 1.0
+    assert choose(0.1)[0][0] is not first[0][0]

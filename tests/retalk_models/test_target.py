@@ -1,0 +1,106 @@
+"""Target geometry: the voice's lips on this person's face, nothing of the source's own mouth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retalk_models.face.geometry import FACE_OVAL, INNER_LIPS, OUTER_LIPS, aperture, to_canonical
+from retalk_models.talkin.target import OpeningRange, TargetFace, TargetGeometry
+from tests.retalk_models.faces import BASIS, points, pose
+
+LIPS = [*OUTER_LIPS, *INNER_LIPS]
+
+
+def spoken(opening: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    values = np.zeros(BASIS.size, np.float32)
+    values[0] = opening
+    return values
+
+
+def settled(frames: int = 50) -> TargetGeometry:
+    geometry = TargetGeometry(BASIS)
+    for number in range(frames):
+        geometry.observe(points(0.06 + 0.06 * np.sin(number)), 0.04)
+    return geometry
+
+
+def drawn(geometry: TargetGeometry, source: float, voice: float, strength: float = 1.0) -> TargetFace:
+    return geometry.target(geometry.observe(points(source), 0.04), spoken(voice), strength)
+
+
+def test_the_source_mouth_does_not_leak() -> None:
+    geometry = settled()
+    shut, wide = drawn(geometry, 0.0, 0.1), drawn(geometry, 0.12, 0.1)
+    assert np.abs(shut.target[LIPS] - wide.target[LIPS]).max() < 1.5
+    assert shut.opening == pytest.approx(wide.opening, abs=0.01)
+    assert np.abs(shut.source[LIPS] - wide.source[LIPS]).max() > 8
+
+
+def test_the_voice_opens_and_shuts_the_mouth() -> None:
+    geometry = settled()
+    assert drawn(geometry, 0.1, 0.0).opening < 0.01
+    assert drawn(geometry, 0.0, 0.1).opening == pytest.approx(0.1, abs=0.015)
+
+
+def test_upper_face_and_jaw_hinge_stay_the_frames_own() -> None:
+    geometry = settled()
+    face = geometry.observe(points(0.1), 0.04)
+    target = geometry.target(face, spoken(0.0), 1.0)
+    still = [33, 263, 133, 362, 70, 300, 10, 234, 454, 127, 356]
+    assert np.abs(target.target[still] - face.points[still, :2]).max() == 0
+
+
+def test_strength_goes_from_the_frames_own_mouth_to_the_voices() -> None:
+    geometry = settled()
+    face = geometry.observe(points(0.12), 0.04)
+    own = geometry.target(face, spoken(0.0), 0.0)
+    assert np.array_equal(own.target, face.points[:, :2].astype(np.float32))
+    assert np.array_equal(own.source, own.target)
+    openings = [geometry.target(face, spoken(0.0), k).opening for k in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert openings == sorted(openings, reverse=True)
+
+
+def test_a_turned_head_keeps_the_mouth_on_the_face() -> None:
+    geometry = settled()
+    at = pose(yaw=0.5, x=250.0)
+    face = geometry.observe(points(0.0, at), 0.04)
+    target = geometry.target(face, spoken(0.1), 1.0)
+    full = np.concatenate([target.target, target.depth[:, None]], axis=1)
+    assert aperture(to_canonical(full, face.pose)) == pytest.approx(0.1, abs=0.015)
+    oval = [i for i in FACE_OVAL if i < 120 or i > 400][:4]
+    assert np.abs(target.target[oval] - face.points[oval, :2]).max() < 12
+
+
+def test_a_silent_person_may_still_speak_and_no_voice_tears_the_mouth() -> None:
+    reach = OpeningRange()
+    for _ in range(200):
+        reach.update(0.0)
+    assert reach.bound(0.08) == pytest.approx(0.08)
+    assert 0.1 < reach.bound(3.0) <= reach.limit <= 0.2
+    for _ in range(200):
+        reach.update(0.22)
+    assert reach.bound(0.15) == pytest.approx(0.15)
+    assert 0.2 < reach.bound(3.0) < 0.35
+
+
+def test_a_single_wild_frame_hardly_moves_the_range() -> None:
+    reach = OpeningRange()
+    for _ in range(100):
+        reach.update(0.15)
+    before = reach.limit
+    reach.update(0.6)
+    assert reach.limit < 1.4 * before
+
+
+def test_bounds_are_monotone() -> None:
+    reach = OpeningRange()
+    asked = np.linspace(0, 0.5, 60)
+    got = [reach.bound(float(one)) for one in asked]
+    assert got == sorted(got)
+
+
+def test_forgetting_the_person_starts_over() -> None:
+    geometry = settled()
+    geometry.reset()
+    assert geometry.neutral is None
