@@ -14,39 +14,39 @@
     video.requestVideoFrameCallback(next);
   };
 
-  const canvasOf = (w, h) => new OffscreenCanvas(w, h).getContext("2d", { willReadFrequently: true });
-
-  // Only the squares' middles are drawn: reading whole pictures back would slow the page that is being measured.
-  const numberReader = () => {
+  // Two columns of luma through the squares' middles: drawing whole pictures to read them back would slow the page
+  // that is being measured.
+  const readNumber = async (video) => {
     const { left, top, cell, bits } = window.__code;
-    const strip = canvasOf(1, bits + 1);
-    return (video) => {
-      strip.imageSmoothingEnabled = false;
-      const [sx, sy] = [video.videoWidth / width, video.videoHeight / height];
-      strip.drawImage(video, (left + cell / 2) * sx, top * sy, 2 * sx, (bits + 1) * cell * sy, 0, 0, 1, bits + 1);
-      const shades = strip.getImageData(0, 0, 1, bits + 1).data;
-      const on = Array.from({ length: bits + 1 }, (_, i) => (shades[4 * i + 1] > 127 ? 1 : 0));
+    const frame = new VideoFrame(video, { timestamp: 0 });
+    try {
+      if (frame.codedWidth < width || !/^(I420|NV12)$/.test(frame.format)) return null;
+      const rect = { x: left + cell / 2, y: top, width: 2, height: (bits + 1) * cell };
+      const planes = new Uint8Array(frame.allocationSize({ rect }));
+      const [luma] = await frame.copyTo(planes, { rect });
+      const middle = (i) => planes[luma.offset + luma.stride * (i * cell + cell / 2)];
+      const on = Array.from({ length: bits + 1 }, (_, i) => (middle(i) > 127 ? 1 : 0));
       const parity = on.pop();
       const ones = on.reduce((a, b) => a + b, 0);
       return parity === 1 - (ones % 2) ? on.reduce((number, bit) => 2 * number + bit, 0) : null;
-    };
+    } finally {
+      frame.close();
+    }
   };
 
-  const dubbedNumber = numberReader();
-  const picture = canvasOf(width, height);
+  const picture = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   follow("dubbed", (video, now, info) => {
     // The browser may skip a callback for a picture that it did present; its own count does not.
     const [at, presented] = [info.expectedDisplayTime, info.presentedFrames];
-    const frame = { at, presented, number: dubbedNumber(video), jpeg: null };
+    const frame = { at, presented, number: readNumber(video), jpeg: null };
     kept.frames.push(frame);
     if (window.__pictures) {
       picture.drawImage(video, 0, 0, width, height);
       frame.jpeg = picture.canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
     }
   });
-  const sourceNumber = numberReader();
   follow("source", (video, now, info) => {
-    kept.sources.push({ at: info.expectedDisplayTime, number: sourceNumber(video) });
+    kept.sources.push({ at: info.expectedDisplayTime, number: readNumber(video) });
   });
 
   const listen = async () => {
@@ -84,6 +84,7 @@
   window.__capture = {
     async finish() {
       kept.running = false;
+      for (const frame of [...kept.frames, ...kept.sources]) frame.number = await frame.number;
       for (const frame of kept.frames) if (frame.jpeg) frame.jpeg = await base64(frame.jpeg);
       return kept;
     },
