@@ -149,7 +149,7 @@ class Sampler:
 
     def __init__(self, real: Sequence[Bank], synthetic: Sequence[Bank], mirror: F32, seed: int) -> None:
         """mirror: (K, K) what left-right reflection does to the coefficients."""
-        self._real, self._synthetic, self._mirror, self._seed = real, synthetic, mirror, seed
+        self.banks, self._synthetic, self._mirror, self._seed = real, synthetic, mirror, seed
         weights = np.array([np.sqrt(bank.seconds) for bank in real])
         self._chance = weights / weights.sum()
 
@@ -167,7 +167,7 @@ class Sampler:
         if rng.random() < 0.85:
             babble = None
             if rng.random() < 0.25:
-                other = self._real[int(rng.integers(len(self._real)))].power
+                other = self.banks[int(rng.integers(len(self.banks)))].power
                 babble = other[np.arange(FRAMES) % len(other)]
             power = augment.add_noise(power, babble, rng)
         return power
@@ -176,8 +176,8 @@ class Sampler:
         """Features (real + synthetic, FRAMES, 41), real targets, synthetic targets."""
         rng = np.random.default_rng((self._seed, step))
         powers, real_targets, synthetic_targets = [], [], []
-        for index in rng.choice(len(self._real), real, p=self._chance):
-            window = self._draw(self._real[int(index)], rng)
+        for index in rng.choice(len(self.banks), real, p=self._chance):
+            window = self._draw(self.banks[int(index)], rng)
             if rng.random() < 0.3:
                 window = _pause(window, rng)
             targets = window.targets

@@ -18,7 +18,6 @@ from retalk_models.talkin.net import SpeechToExpression
 from retalk_models.talkin.pairs import Pair
 from retalk_models.talkin.scores import correlation, score, table
 from retalk_models.talkin.synthetic import Phone, Utterance, mouth, utterances
-from retalk_models.talkin.train_expression import folds
 from retalk_models.talkin.trainer import Recipe, Trainer, calibrate, mirror_matrix
 
 BASIS = ExpressionBasis.load()
@@ -128,13 +127,11 @@ def test_mirroring_twice_is_nothing() -> None:
     assert matrix[0, 0] == pytest.approx(1.0, abs=0.01)
 
 
-def test_folds_keep_people_apart_and_balanced() -> None:
-    pairs = [_pair(f"x{i}", 2.0 + i % 5, i) for i in range(12)] + [_pair("a02_x", 3, 1), _pair("a12_x", 3, 1)]
-    groups = folds(pairs, 4)
-    people = [person for group in groups for person in group]
-    assert sorted(people) == sorted({pair.person for pair in pairs})
-    assert len(people) == 13
-    assert max(map(len, groups)) - min(map(len, groups)) <= 2
+def test_the_held_out_people_are_never_learnt_from(tmp_path: Path) -> None:
+    pairs = [_pair("a02_x", 3, 1), _pair("a12_x", 3, 2), _pair("x1", 3, 3)]
+    run = Trainer(Recipe(steps=1, held_out=("a02",)), pairs, [], tmp_path)
+    assert {bank.person for bank in run.sampler.banks} == {"x1"}
+    assert [pair.name for pair in run.held_out] == ["a02_x", "a12_x"], "one person, two clips"
 
 
 def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +168,7 @@ def test_a_short_run_learns_and_its_spread_is_matched(tmp_path: Path) -> None:
     run = Trainer(recipe, pairs, [], tmp_path)
     run.train()
     assert np.mean(run.losses[-10:]) < 0.8 * np.mean(run.losses[:5])
-    tensors = calibrate(run.tensors(), run.held_out)
+    tensors = calibrate(run.tensors(), run.held_out, pairs)
     found = score(SpeechToExpression(tensors), pairs[2])
     assert found.opening_r > 0.6
     assert 0.8 < found.spread < 1.25
