@@ -27,8 +27,10 @@ _DRIFT = 0.10
 _LOST_BEFORE_SEARCH = 2
 """Frames without a face in the crop before the whole picture is searched again."""
 
-_SEARCH_EVERY = 3
-"""While there is no face, the whole picture is searched on every so manieth frame."""
+_TILE = 0.6
+"""While there is no face, every other frame is searched in one of overlapping tiles, so large as this share
+of
+the picture's shorter side: a face that is a tenth of a tall picture is too small to be found in the whole."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,26 +77,24 @@ class FaceTracker:
         self._crop: Box | None = None
         self._looked_at: Box | None = None
         self._lost = 0
+        self._searches = 0
         self._frame_size = (0, 0)
 
     def track(self, picture: Picture) -> TrackedFace | None:
         """The face in the next picture, or None."""
         if (picture.width, picture.height) != self._frame_size:
             self._frame_size = (picture.width, picture.height)
-            self._crop, self._lost = None, 0
+            self._crop, self._lost, self._searches = None, 0, 0
         if self._crop is None:
-            searching = self._lost % _SEARCH_EVERY == 0
-            self._lost += 1
-            if not searching:
-                return None
-            self._crop = self._search(picture)
+            self._crop = self._search(picture, self._place_to_search(self._searches))
+            self._searches += 1
             if self._crop is None:
                 return None
         face = self._look(picture, self._crop)
         if face is None:
             self._lost += 1
             if self._lost >= _LOST_BEFORE_SEARCH:
-                self._crop, self._lost = None, 0
+                self._crop, self._lost, self._searches = None, 0, 0
             return None
         self._lost = 0
         self._reseat(face)
@@ -102,7 +102,7 @@ class FaceTracker:
 
     def forget(self) -> None:
         """Search the whole of the next picture, as after a cut."""
-        self._crop, self._lost = None, 0
+        self._crop, self._lost, self._searches = None, 0, 0
         # Face Mesh would look for the next face where the last one was, and find one there.
         self._mesh.reset()
 
@@ -113,18 +113,29 @@ class FaceTracker:
                 graph.close()
         self._mesh = self._finder = None
 
-    def _search(self, picture: Picture) -> Box | None:
-        whole = Box(0, 0, picture.padded_width, picture.padded_height)
-        view = shrink(picture, whole, _SEARCH_SIDE)
+    def _place_to_search(self, number: int) -> Box:
+        """The part of the frame for the search of this number since the face was lost."""
+        width, height = (side + side % 2 for side in self._frame_size)
+        side = int(_TILE * min(width, height)) & ~1
+        if number % 2 == 0 or side < 64:
+            return Box(0, 0, width, height)
+        across, down = (1 + -(-(full - side) * 4 // (3 * side)) for full in (width, height))
+        column, row = (number // 2) % across, (number // 2) // across % down
+        left = (width - side) * column // max(1, across - 1) & ~1
+        top = (height - side) * row // max(1, down - 1) & ~1
+        return Box(left, top, left + side, top + side)
+
+    def _search(self, picture: Picture, place: Box) -> Box | None:
+        view = shrink(picture, place, _SEARCH_SIDE)
         found = self._finder.process(view.rgb()).detections
         if not found:
             return None
         boxes = [one.location_data.relative_bounding_box for one in found]
-        largest = max(boxes, key=lambda box: box.width * picture.width * box.height * picture.height)
-        width, height = largest.width * whole.width, largest.height * whole.height
-        centre_x = (largest.xmin + largest.width / 2) * whole.width
+        largest = max(boxes, key=lambda box: box.width * place.width * box.height * place.height)
+        width, height = largest.width * place.width, largest.height * place.height
+        centre_x = place.left + (largest.xmin + largest.width / 2) * place.width
         # The detector's box ends at the brows; the points reach up the forehead.
-        centre_y = (largest.ymin + largest.height / 2) * whole.height - 0.1 * height
+        centre_y = place.top + (largest.ymin + largest.height / 2) * place.height - 0.1 * height
         return self._seat(centre_x, centre_y, 1.25 * max(width, height))
 
     def _look(self, picture: Picture, crop: Box) -> TrackedFace | None:

@@ -208,7 +208,9 @@ def _soft_inside(inside: NDArray[np.uint8], cells: int) -> F32:
     size = 2 * cells + 1
     padded = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     # One cell more than the blur reaches back, so that the outermost nodes are exactly 0.
-    core = cv2.erode(padded, np.ones((size + 2, size + 2), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    core = cv2.erode(
+        padded, np.ones((size + 2, size + 2), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0
+    )
     soft = cv2.blur(core.astype(np.float32), (size, size), borderType=cv2.BORDER_CONSTANT)
     soft[padded == 0] = 0
     return np.ascontiguousarray(soft[1:-1, 1:-1])

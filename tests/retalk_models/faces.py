@@ -53,7 +53,8 @@ def noise(width: int = 640, height: int = 480, seed: int = 0) -> Picture:
 
 @dataclass
 class ToldVoice:
-    """A stream whose opening at a position is told by a function of seconds, and which logs what it is asked."""
+    """A stream whose opening at a position is told by a function of seconds, and which logs what it is
+    asked."""
 
     opening: F32
     restarts: list[int] = field(default_factory=list)

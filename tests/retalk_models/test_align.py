@@ -1,0 +1,59 @@
+"""What the surface says: light, occlusion and cuts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retalk_models.face.align import CutDetector, SurfaceMemory, mouth_light, sample
+from retalk_models.face.tracker import TrackedFace
+from retalk_models.picture import Box, Picture
+from tests.retalk_models.faces import noise, points, portrait, pose
+
+
+def looked_at(picture: Picture) -> TrackedFace:
+    """A template face in the middle of a picture that is its own view."""
+    at = pose(scale=90.0, x=picture.width / 2, y=picture.height / 2 - 40)
+    return TrackedFace(points(0.0, at), picture, Box(0, 0, picture.width, picture.height))
+
+
+def skin(level: int = 150) -> Picture:
+    return Picture.from_rgb(np.full((320, 320, 3), (level, int(0.8 * level), int(0.7 * level)), np.uint8))
+
+
+def test_light_is_that_of_the_skin() -> None:
+    picture = skin()
+    light = mouth_light(looked_at(picture))
+    assert light == pytest.approx([picture.y[0, 0], picture.u[0, 0], picture.v[0, 0]], abs=1)
+
+
+def test_samples_outside_the_view_are_clamped() -> None:
+    face = looked_at(skin())
+    far = np.array([[-500, -500], [5000, 5000]], np.float32)
+    assert np.isfinite(sample(face, far)).all()
+
+
+def test_something_before_the_mouth_is_noticed_and_soon_forgotten_when_gone() -> None:
+    memory = SurfaceMemory()
+    clear = [memory.hidden(looked_at(skin()), 0.0, 0.04) for _ in range(40)]
+    assert max(clear) == 0
+    covered = skin()
+    lips = points(0.0, pose(scale=90.0, x=160, y=120))[14, :2].astype(int)
+    covered.y[lips[1] - 50 : lips[1] + 50, lips[0] - 60 : lips[0] + 60] = 40
+    assert memory.hidden(looked_at(covered), 0.0, 0.04) > 0.6
+    assert memory.hidden(looked_at(skin()), 0.0, 0.04) < 0.1
+
+
+def test_light_that_changes_slowly_is_no_occlusion() -> None:
+    memory = SurfaceMemory()
+    shares = [memory.hidden(looked_at(skin(150 - k // 2)), 0.0, 0.04) for k in range(120)]
+    assert max(shares) < 0.2
+
+
+def test_a_cut_is_found_and_motion_is_not() -> None:
+    cut = CutDetector()
+    assert not any(cut(portrait(x=6 * i)) for i in range(8))
+    assert cut(noise(512, 512))
+    assert not cut(noise(512, 512))
+    brighter = CutDetector()
+    assert not any(brighter(skin(100 + 15 * i)) for i in range(1, 5))
