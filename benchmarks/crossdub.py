@@ -1,13 +1,15 @@
 """Cross-dub truth: dub clip A with clip B's own sound and compare the dubbed lips with B's true ones.
 
 For every ordered pair (A, B) of the clips given, prints
-  r         Pearson correlation of the dubbed lip opening with B's true opening, at the best lag within 60 ms of zero;
+  r         Pearson correlation of the dubbed lip opening with B's true opening, at the best lag within
+            60 ms of zero;
   lag       the lag (ms) of the best correlation within 400 ms, + where the dub is late;
   spread    standard deviation of the dubbed opening over that of the truth;
   leak      partial correlation of the dubbed opening with A's original opening, given B's truth;
-  loudness  the same r for the voice's loudness envelope in place of the dub (the mouth a level meter would drive).
-Lip opening is the inner lips' distance (Face Mesh 13, 14) over the face's height (10, 152), re-tracked from the
-written file by a fresh Face Mesh, so nothing that the engine believes about itself enters.
+  loudness  the same r for the voice's loudness envelope in place of the dub (the mouth a level meter
+            would drive).
+Lip opening is the inner lips' distance (Face Mesh 13, 14) over the face's height (10, 152), re-tracked from
+the written file by a fresh Face Mesh, so nothing that the engine believes about itself enters.
 
     python benchmarks/crossdub.py CLIP CLIP [CLIP ...] --out FOLDER [--json FILE]
 """
@@ -69,7 +71,10 @@ def track_opening(path: Path) -> Track:
                 opening.append(float("nan"))
                 continue
             size = np.array([rgb.shape[1], rgb.shape[0]])
-            at = {i: np.array([found[0].landmark[i].x, found[0].landmark[i].y]) * size for i in (10, 13, 14, 152)}
+            at = {
+                i: np.array([found[0].landmark[i].x, found[0].landmark[i].y]) * size
+                for i in (10, 13, 14, 152)
+            }
             opening.append(float(np.linalg.norm(at[13] - at[14]) / np.linalg.norm(at[10] - at[152])))
     return Track(np.array(seconds), np.array(opening))
 
@@ -156,9 +161,13 @@ def score(source: Path, voice: Path, tracks: dict[Path, Track], dubbed: Path) ->
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("clips", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the dubs; existing dubs are reused")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the dubs; existing dubs are reused"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -169,7 +178,17 @@ def main() -> int:
         for voice in args.clips:
             dubbed = args.out / f"{source.stem}__{voice.stem}.mp4"
             if not dubbed.exists():
-                command = [sys.executable, "-m", "server.cli", "dub", source, voice, "-o", dubbed, "--consent"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "server.cli",
+                    "dub",
+                    source,
+                    voice,
+                    "-o",
+                    dubbed,
+                    "--consent",
+                ]
                 subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
             one = score(source, voice, tracks, dubbed)
             scores.append(one)
