@@ -31,6 +31,7 @@ lint: $(RUN) $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases benchmarks/*.py
 
 sample-speech: $(RUN)
 	@tools/system-package 'command -v espeak-ng' espeak-ng
