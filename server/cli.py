@@ -292,6 +292,8 @@ def main() -> None:
     """The console script."""
     # Read when torch and MediaPipe load, which nothing has done yet. A spinning OpenMP pool takes both cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Every product here is too small to share out; waking numpy's second thread costs more than it brings.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     silence_native_code()
