@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from retalk_models.face.geometry import CHIN, INNER_LIPS, OUTER_LIPS, POINTS
-from retalk_models.picture import F32, Box, Picture
+from retalk_models.picture import F32, U8, Box, Picture
 
 _SEARCH_SIDE = 640
 """Longest side of the picture in which faces are looked for, pixels."""
@@ -20,6 +20,10 @@ it."""
 
 _CROP_SCALE = 2.0
 """Side of the tracking crop relative to the face's longer side."""
+
+_STRAY, _LOOKS = 0.08, 3
+"""A face farther from where it was expected than so much of its size is looked at again, so many looks in
+all."""
 
 _DRIFT = 0.10
 """The crop is seated anew when the face has moved or grown by so much of its size."""
@@ -48,7 +52,7 @@ class TrackedFace:
     @property
     def centre(self) -> F32:
         """(2,) pixels, the middle of the points' bounding box."""
-        return np.asarray((self.points[:, :2].min(axis=0) + self.points[:, :2].max(axis=0)) / 2, np.float32)
+        return _middle(self.points)
 
     @property
     def size(self) -> float:
@@ -75,7 +79,7 @@ class FaceTracker:
         )
         self._finder: Any = FaceDetection(model_selection=1, min_detection_confidence=0.5)
         self._crop: Box | None = None
-        self._looked_at: Box | None = None
+        self._seen: F32 | None = None
         self._lost = 0
         self._searches = 0
         self._frame_size = (0, 0)
@@ -105,6 +109,7 @@ class FaceTracker:
         self._crop, self._lost, self._searches = None, 0, 0
         # Face Mesh would look for the next face where the last one was, and find one there.
         self._mesh.reset()
+        self._seen = None
 
     def close(self) -> None:
         """Give the landmarker's graphs and threads back. Idempotent."""
@@ -141,21 +146,34 @@ class FaceTracker:
     def _look(self, picture: Picture, crop: Box) -> TrackedFace | None:
         view = shrink(picture, crop, _TRACK_SIDE)
         rgb = view.rgb()
+        relative = self._landmarks(rgb)
+        # Face Mesh starts from where the face was when it last looked, in the crop of then. Points of a face
+        # that has moved far from there are poor; another look starts from where it is now.
+        for _ in range(_LOOKS - 1):
+            if relative is None or not self._strayed(relative):
+                break
+            relative = self._landmarks(rgb)
+        if relative is None:
+            self._seen = None
+            return None
+        self._seen = _middle(relative)
+        points = relative * np.array([crop.width, crop.height, crop.width], np.float32)
+        points += np.array([crop.left - 0.5, crop.top - 0.5, 0], np.float32)
+        return TrackedFace(points, view, crop)
+
+    def _strayed(self, relative: F32) -> bool:
+        last, self._seen = self._seen, _middle(relative)
+        size = float(np.ptp(relative[:, :2], axis=0).max())
+        return last is not None and float(np.abs(self._seen - last).max()) > _STRAY * size
+
+    def _landmarks(self, rgb: U8) -> F32 | None:
+        """(478, 3) relative to the view's sides."""
         found = self._mesh.process(rgb).multi_face_landmarks
-        if found and crop != self._looked_at:
-            # Face Mesh starts from where the face was in the last crop; a second look starts from where it
-            # is.
-            found = self._mesh.process(rgb).multi_face_landmarks
-        self._looked_at = crop
         if not found:
             return None
         marks = found[0].landmark
         flat = np.fromiter((v for p in marks for v in (p.x, p.y, p.z)), np.float32, 3 * POINTS)
-        points = flat.reshape(POINTS, 3) * np.array([crop.width, crop.height, crop.width], np.float32)
-        points += np.array([crop.left - 0.5, crop.top - 0.5, 0], np.float32)
-        if not np.isfinite(points).all():
-            return None
-        return TrackedFace(points, view, crop)
+        return flat.reshape(POINTS, 3) if np.isfinite(flat).all() else None
 
     def _reseat(self, face: TrackedFace) -> None:
         crop = self._crop
@@ -183,6 +201,10 @@ class FaceTracker:
         if right - left < 16 or bottom - top < 16:
             return Box(0, 0, width, height)
         return Box(left, top, right, bottom)
+
+
+def _middle(points: F32) -> F32:
+    return np.asarray((points[:, :2].min(axis=0) + points[:, :2].max(axis=0)) / 2, np.float32)
 
 
 def shrink(picture: Picture, box: Box, side: int) -> Picture:

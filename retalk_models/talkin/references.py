@@ -16,7 +16,7 @@ from retalk_models.talkin.target import ObservedFace
 _OPEN_ENOUGH = 0.045
 """Aperture (canonical units) from which a frame may serve as a reference."""
 
-_GOOD_ENOUGH = 0.5
+_GOOD_ENOUGH = 0.58
 """A reference of lower quality looks worse than a drawn mouth."""
 
 _SHUT = 0.02
