@@ -83,7 +83,7 @@ def dub(
     realtime: Annotated[
         bool, typer.Option("--realtime", help="Keep to the clock, as a live session does.")
     ] = False,
-    idle: Annotated[str, typer.Option(help="What the mouth does in silence: source or rest.")] = "source",
+    idle: Annotated[str, typer.Option(help="What the mouth does in silence: source or rest.")] = "rest",
     consent: Annotated[
         bool,
         typer.Option(

@@ -40,7 +40,7 @@ def dub(
     *,
     engine: Engine | str = "talkin",
     device: str = "auto",
-    idle: Idle | str = Idle.SOURCE,
+    idle: Idle | str = Idle.REST,
     mark: bool = True,
     seed: int = 0,
     realtime: bool = False,
