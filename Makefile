@@ -57,5 +57,6 @@ $(DEV): $(RUN) requirements/dev.txt
 	@echo 'Setting up what tests and checks need ...'
 	$(PIP) --no-deps -r requirements/dev.txt
 	@tools/system-package 'command -v chromium chromium-browser google-chrome google-chrome-stable' chromium fonts-dejavu-core
+	@tools/system-package '$(BIN)/playwright --version' libatomic1
 	@tools/system-package 'command -v espeak-ng' espeak-ng
 	@touch $@
