@@ -134,10 +134,6 @@ class Playout:
         pending.ready_us = self._clock.now_us()
         return True
 
-    def skip(self, frame: SourceFrame) -> None:
-        """This frame is not to be shown at all: half rate."""
-        self._pending.pop(frame.index, None)
-
     def undubbed(self, frame: SourceFrame) -> None:
         """No dub of this frame is on its way: it passes through and is not late."""
         pending = self._pending.get(frame.index)

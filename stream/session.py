@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from retalk_models.engine import Engine, EngineOptions, Idle, Rung
+from retalk_models.engine import Engine, EngineOptions, Idle
 from retalk_models.picture import Picture
 from stream.clock import Bell, Clock
 from stream.encode import EncodedHub
@@ -199,9 +199,7 @@ class Session:
         for frame in self.source.take_all():
             self._counts.arrivals.add(frame.arrived_us)
             self._playout.expect(frame)
-            if self._ladder.rung == Rung.HALF_RATE and frame.index % 2:
-                self._playout.skip(frame)
-            elif self._wants_dub():
+            if self._wants_dub():
                 self._cutter.add(frame)
             else:
                 self._playout.undubbed(frame)
