@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
@@ -63,8 +64,8 @@ class WeightsError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Weights:
-    """Row-vector layouts: x @ matrix."""
+class _Member:
+    """One net of the ensemble. Row-vector layouts: x @ matrix."""
 
     conv1: F32
     bias1: F32
@@ -75,53 +76,75 @@ class _Weights:
     head_bias: F32
     gates: F32
     gates_bias: F32
-    mean: F32
-    spread: F32
-    gate_points: F32
 
     @property
     def hidden(self) -> int:
         return int(self.conv2.shape[1])
 
 
-_REQUIRED = ("conv1.weight", "conv2.weight", "head.weight", "gates.weight", "mean", "spread", "gate_points")
+@dataclass(frozen=True, slots=True, eq=False)
+class _Weights:
+    """The nets, whose outputs are averaged, and what turns the average into coefficients."""
+
+    members: tuple[_Member, ...]
+    mean: F32
+    spread: F32
+    gate_points: F32
+
+
+_COMMON = ("mean", "spread", "gate_points")
+_REQUIRED = ("conv1.weight", "conv2.weight", "head.weight", "gates.weight")
+
+
+def join(nets: Sequence[dict[str, F32]]) -> dict[str, F32]:
+    """One set of tensors from several nets' that were trained on the same data: their outputs are averaged.
+
+    Mean, spread and gate points are those of the first.
+    """
+    joined = {name: nets[0][name] for name in _COMMON}
+    for index, net in enumerate(nets):
+        joined |= {f"net{index}.{name}": value for name, value in net.items() if name not in _COMMON}
+    return joined
 
 
 def _unpack(tensors: dict[str, F32], source: str) -> _Weights:
-    missing = [name for name in _REQUIRED if name not in tensors]
+    count = len({name.split(".")[0] for name in tensors if name.startswith("net")})
+    prefixes = [f"net{index}." for index in range(count)] or [""]
+    required = [prefix + name for prefix in prefixes for name in _REQUIRED]
+    missing = [name for name in (*required, *_COMMON) if name not in tensors]
     if missing:
         raise WeightsError(f"{source}: not weights of the expression net ({', '.join(missing)} missing)")
+    members = tuple(_member(tensors, prefix) for prefix in prefixes)
+    return _Weights(members, tensors["mean"], tensors["spread"], tensors["gate_points"])
 
+
+def _member(tensors: dict[str, F32], prefix: str) -> _Member:
     def matrix(name: str) -> F32:
         # A torch convolution (out, in, kernel) as one matrix over a flattened (kernel, in) patch.
-        weight = tensors[name]
+        weight = tensors[prefix + name]
         if weight.ndim == 3:
             weight = weight.transpose(0, 2, 1).reshape(len(weight), -1)
         return np.ascontiguousarray(weight.T, np.float32)
 
-    layers = []
-    for layer in range(2):
-        layers.append(
-            (
-                matrix(f"recurrent.weight_ih_l{layer}"),
-                tensors[f"recurrent.bias_ih_l{layer}"],
-                matrix(f"recurrent.weight_hh_l{layer}"),
-                tensors[f"recurrent.bias_hh_l{layer}"],
-            )
+    layers = tuple(
+        (
+            matrix(f"recurrent.weight_ih_l{layer}"),
+            tensors[f"{prefix}recurrent.bias_ih_l{layer}"],
+            matrix(f"recurrent.weight_hh_l{layer}"),
+            tensors[f"{prefix}recurrent.bias_hh_l{layer}"],
         )
-    return _Weights(
+        for layer in range(2)
+    )
+    return _Member(
         matrix("conv1.weight"),
-        tensors["conv1.bias"],
+        tensors[f"{prefix}conv1.bias"],
         matrix("conv2.weight"),
-        tensors["conv2.bias"],
-        tuple(layers),
+        tensors[f"{prefix}conv2.bias"],
+        layers,
         matrix("head.weight"),
-        tensors["head.bias"],
+        tensors[f"{prefix}head.bias"],
         matrix("gates.weight"),
-        tensors["gates.bias"],
-        tensors["mean"],
-        tensors["spread"],
-        tensors["gate_points"],
+        tensors[f"{prefix}gates.bias"],
     )
 
 
@@ -187,11 +210,9 @@ class ExpressionStream:
         self._mel.reset()
         self._level.reset()
         self._start, self._end, self._steps = position, position, 0
-        bands = weights.conv1.shape[0] // 5
-        channels = weights.conv2.shape[0] // 4
+        bands = weights.members[0].conv1.shape[0] // 5
         self._heard = np.zeros((5, bands), np.float32)
-        self._inner = np.zeros((4, channels), np.float32)
-        self._hidden = [np.zeros(weights.hidden, np.float32) for _ in weights.gru]
+        self._minds = [_Mind(member) for member in weights.members]
         self._odd = False
         self._positions: deque[int] = deque(maxlen=HISTORY_STEPS)
         self._values: deque[tuple[F32, float, float]] = deque(maxlen=HISTORY_STEPS)
@@ -215,16 +236,15 @@ class ExpressionStream:
     def _frame(self, row: F32) -> None:
         weights = self._weights
         self._heard = np.concatenate([self._heard[1:], row[None]])
-        inner = np.maximum(self._heard.reshape(-1) @ weights.conv1 + weights.bias1, 0)
-        self._inner = np.concatenate([self._inner[1:], inner[None]])
+        heard = self._heard.reshape(-1)
+        for mind in self._minds:
+            mind.hear(heard)
         self._odd = not self._odd
         if self._odd:
             return
-        flow = np.maximum(self._inner.reshape(-1) @ weights.conv2 + weights.bias2, 0)
-        for layer, (into, into_bias, back, back_bias) in enumerate(weights.gru):
-            flow = self._hidden[layer] = _gru(flow, self._hidden[layer], into, into_bias, back, back_bias)
-        values = (flow @ weights.head + weights.head_bias) * weights.spread + weights.mean
-        gates = _sigmoid(flow @ weights.gates + weights.gates_bias)
+        said = [mind.say() for mind in self._minds]
+        values = np.mean([value for value, _ in said], axis=0) * weights.spread + weights.mean
+        gates = np.mean([gate for _, gate in said], axis=0)
         self._positions.append(step_position(self._start, self._steps))
         self._values.append((values.astype(np.float32), float(gates[0]), float(gates[1])))
         self._steps += 1
@@ -253,6 +273,28 @@ class ExpressionStream:
         out = values * np.float32(_smooth(speaking, speak_low, speak_high))
         out[0] = max(0.0, float(out[0])) * (1 - _smooth(closure, shut_low, shut_high))
         return np.asarray(out, np.float32)
+
+
+class _Mind:
+    """One net's state in one stream."""
+
+    def __init__(self, weights: _Member) -> None:
+        self._weights = weights
+        self._inner = np.zeros((4, weights.conv2.shape[0] // 4), np.float32)
+        self._hidden = [np.zeros(weights.hidden, np.float32) for _ in weights.gru]
+
+    def hear(self, heard: F32) -> None:
+        """The last five feature frames, flat."""
+        inner = np.maximum(heard @ self._weights.conv1 + self._weights.bias1, 0)
+        self._inner = np.concatenate([self._inner[1:], inner[None]])
+
+    def say(self) -> tuple[F32, F32]:
+        """(K,) normalised coefficients and (2,) closure and speaking, one step on."""
+        weights = self._weights
+        flow = np.maximum(self._inner.reshape(-1) @ weights.conv2 + weights.bias2, 0)
+        for layer, (into, into_bias, back, back_bias) in enumerate(weights.gru):
+            flow = self._hidden[layer] = _gru(flow, self._hidden[layer], into, into_bias, back, back_bias)
+        return flow @ weights.head + weights.head_bias, _sigmoid(flow @ weights.gates + weights.gates_bias)
 
 
 def _gru(x: F32, hidden: F32, into: F32, into_bias: F32, back: F32, back_bias: F32) -> F32:

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from safetensors.numpy import save_file
 
+from retalk_models.picture import F32
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.corpus import read_catalogue
-from retalk_models.talkin.net import WEIGHTS_FILE, SpeechToExpression
+from retalk_models.talkin.net import WEIGHTS_FILE, SpeechToExpression, join
 from retalk_models.talkin.pairs import Pair, read_pairs, seconds_of
 from retalk_models.talkin.scores import ClipScore, score, table
 from retalk_models.talkin.synthetic import utterances
@@ -28,6 +29,9 @@ from retalk_models.talkin.trainer import Recipe, Trainer, calibrate, calibrate_l
 
 HELD_OUT = ("a05", "a10", "a14", "a22", "b23", "b28", "b35", "b37")
 """People for validation, by their first clip: four of each set, men and women, several sources."""
+
+MEMBERS = 3
+"""Nets whose outputs are averaged."""
 
 _UNSEEN_SECONDS = 60.0
 """Synthetic speech, of sentences shuffled anew, that the spread is carried over on."""
@@ -43,24 +47,35 @@ def _report(out: Path, trainer: Trainer, scores: Sequence[ClipScore]) -> None:
     (out / "report.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
+def _run(recipe: Recipe, seeds: Sequence[int], pairs: Sequence[Pair], out: Path) -> dict[str, F32]:
+    """Train one net per seed on the same data and join them, not yet calibrated."""
+    said = list(utterances(recipe.synthetic_seconds, recipe.seed))
+    nets = []
+    for seed in seeds:
+        trainer = Trainer(replace(recipe, seed=seed), pairs, said, out / f"seed{seed}")
+        trainer.train()
+        nets.append(trainer.tensors())
+        _report(trainer.out, trainer, [])
+    return join(nets)
+
+
 def train(recipe: Recipe, pairs: Sequence[Pair], out: Path) -> list[ClipScore]:
     """A measured run and the final one; returns the measured run's scores on people it never saw."""
-    said = list(utterances(recipe.synthetic_seconds, recipe.seed))
-    measured = Trainer(replace(recipe, held_out=HELD_OUT), pairs, said, out / "measured")
+    first, *others = range(recipe.seed, recipe.seed + MEMBERS + 1)
     print(f"measured run, without {' '.join(HELD_OUT)}", flush=True)
-    measured.train()
-    reference = calibrate(measured.tensors(), measured.held_out, pairs)
-    save_file(reference, str(measured.out / WEIGHTS_FILE))
-    scores = [score(SpeechToExpression(reference), pair) for pair in measured.held_out]
-    _report(measured.out, measured, scores)
+    without = replace(recipe, held_out=HELD_OUT)
+    # The two runs differ in their data and in one of the starts.
+    measured = _run(without, [first, *others[1:]], pairs, out / "measured")
+    held_out = [pair for pair in pairs if pair.person in HELD_OUT]
+    reference = calibrate(measured, held_out, pairs)
+    save_file(reference, str(out / "measured" / WEIGHTS_FILE))
+    scores = [score(SpeechToExpression(reference), pair) for pair in held_out]
     (out / "scores.md").write_text(table(scores) + "\n", encoding="utf-8")
     print(table(scores), flush=True)
     print("final run, all people", flush=True)
-    final = Trainer(replace(recipe, seed=recipe.seed + 1), pairs, said, out)
-    final.train()
+    final = _run(recipe, others, pairs, out / "final")
     unseen = list(utterances(_UNSEEN_SECONDS, recipe.seed + 1000))
-    save_file(calibrate_like(final.tensors(), [reference], unseen), str(out / WEIGHTS_FILE))
-    _report(out, final, [])
+    save_file(calibrate_like(final, [reference], unseen), str(out / WEIGHTS_FILE))
     return scores
 
 

@@ -25,6 +25,7 @@ from retalk_models.talkin.net import (
     ExpressionStream,
     SpeechToExpression,
     WeightsError,
+    join,
     step_position,
 )
 from retalk_models.talkin.recurrent import RecurrentNet
@@ -218,3 +219,16 @@ def test_bad_weights_are_named(tmp_path: Path) -> None:
     save_file({"a": np.zeros(3, np.float32)}, str(other))
     with pytest.raises(WeightsError, match="not weights of the expression net"):
         SpeechToExpression.load(other)
+
+
+def test_joined_nets_speak_their_average() -> None:
+    _, one = _tensors()
+    other = {name: value.copy() for name, value in one.items()}
+    other["head.bias"] = other["head.bias"] + 1
+    joined = SpeechToExpression(join([one, other])).open_stream()
+    alone = SpeechToExpression(one).open_stream()
+    sound = _sound(1.0, 3)
+    for stream in (joined, alone):
+        stream.push(sound)
+    both, single = joined.at(8000).coefficients, alone.at(8000).coefficients
+    np.testing.assert_allclose(both[1:], single[1:] + one["spread"][1:] / 2, rtol=1e-4)
