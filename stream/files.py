@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -276,7 +276,7 @@ class AudioFile:
             return int(self._stream.duration * self._stream.time_base * 1_000_000)
         return int(self._container.duration) if self._container.duration else None
 
-    def pieces(self) -> Iterator[tuple[NDArray[Any], VoiceFormat]]:
+    def pieces(self) -> Generator[tuple[NDArray[Any], VoiceFormat], None, None]:
         """Samples as VoiceTrack.push takes them, in the file's rate; more than two channels become one."""
         mixer = av.AudioResampler(format="flt", layout="stereo" if self._stream.channels == 2 else "mono")
         try:

@@ -161,6 +161,8 @@ class _Dub:
             sink.abort()
             raise
         finally:
+            # While its file is still open: left to the collector, it would end on any thread, after that.
+            self._sound.close()
             if isinstance(runner, ThreadRunner):
                 await runner.shutdown()
         return self._report(stats, sink, time.perf_counter() - began)
@@ -194,7 +196,7 @@ class _Dub:
                 if self._progress is not None:
                     self._progress(count, self._expected(count))
         finally:
-            reader.close()
+            reader.close(wait=True)
         end_us = max(frames.time_us(end_pts), samples_to_us(self._sound_end or 0))
         await self._pass_time(session, clock, time_us)
         sink.end_at(us_to_samples(end_us), frames.step)

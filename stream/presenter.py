@@ -36,11 +36,15 @@ class FrameReader:
         self._frames = frames
         self._next = self._executor.submit(next, self._frames, None)
 
-    def close(self) -> None:
-        """Stop reading and close the file, on its own thread after the frame under way. Idempotent."""
+    def close(self, wait: bool = False) -> None:
+        """Stop reading and close the file, on its own thread after the frame under way. Idempotent.
+
+        wait: return only when that is done. Whoever closes the file itself must: FFmpeg crashes where one
+        thread closes what another reads.
+        """
         with contextlib.suppress(RuntimeError):
             self._executor.submit(self._file.close)
-        self._executor.shutdown(wait=False)
+        self._executor.shutdown(wait=wait)
 
 
 async def present(path: Path, source: SourceBuffer, clock: Clock) -> None:
