@@ -386,10 +386,13 @@ async def test_an_engine_that_hangs_for_good_holds_up_neither_close_nor_others()
     fine = Session(PLAIN, good, clock=clock, runner=runner)
     runs = [asyncio.create_task(bad.run()), asyncio.create_task(fine.run())]
     try:
-        for k in range(60):
+        for k in range(500):
             await clock.sleep_until(k * 20_000)
             bad.source.push(flat_picture(), clock.now_us())
             fine.source.push(flat_picture(), clock.now_us())
+            # How often the hanging one is tried, and so what is left for the other, is a matter of load.
+            if bad.stats().frames_out > 30 and fine.stats().dubbed > 5:
+                break
         assert bad.stats().faults >= 1
         assert bad.stats().frames_out > 30
         assert fine.stats().dubbed > 5
