@@ -179,7 +179,7 @@ class CheckpointStore:
             return {}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(
-                f"{path} is not a readable ledger of model files;delete it to have it written anew"
+                f"{path} is not a readable ledger of model files; delete it to have it written anew"
             ) from None
 
     def _record(self, name: str, found: Digest) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -90,8 +91,12 @@ def read_tensors(
     state dict.
     """
     try:
-        # Only the zip format can be mapped; the older one is read whole.
-        held: object = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # Only the zip format can be mapped; the older one is read whole. What torch has to warn of in a file
+        # that it refuses is no user's concern.
+        with warnings.catch_warnings(action="ignore"):
+            held: object = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except FileNotFoundError:
         raise TensorFileError(f"{path.name} is not in {path.parent}") from None
     except pickle.UnpicklingError as error:

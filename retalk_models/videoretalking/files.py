@@ -220,7 +220,7 @@ class Nets:
 
 
 def load_nets(store: CheckpointStore) -> Nets:
-    """Load all of FILES.Raises MissingCheckpointsError for all at once, else CheckpointError or TensorFileError."""
+    """Load all FILES. Raises MissingCheckpointsError for all at once, CheckpointError or TensorFileError."""
     paths = store.require(FILES, PULL)
     known = {file.name: store.known(file) for file in FILES}
     return Nets(

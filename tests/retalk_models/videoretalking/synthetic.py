@@ -49,11 +49,11 @@ def tensor_of(key: str, shape: tuple[int, ...]) -> Tensor:
     if len(shape) == 1 or (len(shape) == 3 and shape[1:] == (1, 1)):
         return damping * (1 + 0.1 * z)
     fan_in = math.prod(shape[2:] if len(shape) == 5 else shape[1:])
-    return z * (damping * GAIN / fan_in**0.5)
+    return z * (damping * GAIN / math.sqrt(fan_in))
 
 
 def singular_vectors(key: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What training would have stored beside a spectrally normalised weight: power iteration from a seeded start."""
+    """What training would have stored beside a spectrally normalised weight, by power iteration."""
     matrix = weight.double().flatten(1)
     u = normal(key, (matrix.shape[0],)).double()
     u, v = u / u.norm(), matrix.new_zeros(matrix.shape[1])
@@ -90,6 +90,6 @@ def fingerprint(states: Iterable[Mapping[str, Tensor]]) -> tuple[int, int, float
 
 
 def save(state: Mapping[str, Tensor], path: Path, at: str, wrap: str = "", **others: object) -> Path:
-    """Write a file as the official ones are: the state dict under `at`, keys behind `wrap`, other things beside."""
+    """Write a file as the official ones are: the state dict under `at`, keys behind `wrap`."""
     torch.save({at: {wrap + key: tensor for key, tensor in state.items()}, **others}, path)
     return path

@@ -76,8 +76,8 @@ def test_lnet(lnet: LNet, golden: Load) -> None:
     hold("lnet enc1", levels[1][:, ::16, ::4, ::4], facts["out_enc1_s"])
     hold("lnet enc2", levels[2][:, ::16, ::2, ::2], facts["out_enc2_s"])
     hold("lnet bottleneck", levels[3][:, ::32], facts["out_bottleneck_s"])
-    # Nine blocks of sums over 6912 products amplify the order in which a machine adds. With oneDNN's kernels for
-    # AVX2 that order alone costs more than the limit, so this one intermediate result is held with plain ones.
+    # Nine blocks of sums over 6912 products amplify the order in which a machine adds. With oneDNN's kernels
+    # for AVX2 that alone costs more than the limit, so this one intermediate result is held with plain ones.
     with torch.backends.mkldnn.flags(enabled=False):
         hold("lnet res2", lnet.decoder.speak(levels[3], voice, 2)[:, ::32], facts["out_res2_s"])
     hold("lnet out", lnet(mel, faces), facts["out_out"])
