@@ -160,7 +160,7 @@ class WarpingNet(nn.Module):
         self.flow_out = nn.Sequential(LayerNorm2d(256), nn.LeakyReLU(SLOPE), nn.Conv2d(256, 2, 7, padding=3))
 
     def forward(self, image: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        flow: Tensor = self.flow_out(self.hourglass(image, z)).float()
+        flow: Tensor = self.flow_out(self.hourglass(image, z).float())
         return flow, warp(image.float(), flow)
 
 

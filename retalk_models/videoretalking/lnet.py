@@ -205,6 +205,7 @@ class LNet(nn.Module):
         self.audio_encoder = audio_encoder()
         self.bank: nn.Module | None = None
         self.compute_dtype = torch.float32
+        self.encoder_dtype = torch.float32
 
     def hear(self, mel: Tensor) -> Tensor:
         """(B, 1, 80, 16) float32 mel, -4..4 -> (B, 512) float32 voice descriptor."""
@@ -212,18 +213,18 @@ class LNet(nn.Module):
         return out.flatten(1)
 
     def look(self, reference: Tensor) -> Tensor:
-        """(B, 3, 96, 96) BGR reference face, 0..1 -> (B, 512, 12, 12) features, in the net's own dtype."""
-        return self.encoder.reference(reference.to(self.compute_dtype))
+        """(B, 3, 96, 96) BGR reference face, 0..1 -> (B, 512, 12, 12) features, in encoder_dtype."""
+        return self.encoder.reference(reference.to(self.encoder_dtype))
 
     def draw(self, voice: Tensor, masked: Tensor, features: Tensor) -> Tensor:
         """A face that speaks: (B, 3, 96, 96) float32 BGR, 0..1.
 
         voice: from `hear`. masked: (B, 3, 96, 96) BGR, 0..1, its lower half black. features: from `look`.
         """
-        levels: list[Tensor] = self.encoder(masked.to(self.compute_dtype), features)
+        levels: list[Tensor] = self.encoder(masked.to(self.encoder_dtype), features)
         if self.bank is not None:
             voice = self.bank(voice)
-        out: Tensor = self.decoder(levels, voice)
+        out: Tensor = self.decoder([level.to(self.compute_dtype) for level in levels], voice)
         return out.float()
 
     def forward(self, mel: Tensor, faces: Tensor) -> Tensor:
