@@ -13,7 +13,7 @@ import torch
 from scipy.io import savemat
 from torch import Tensor, nn
 
-from retalk_models.checkpoints import CheckpointError, CheckpointStore, MissingCheckpointsError
+from retalk_models.store import CheckpointError, CheckpointStore, MissingCheckpointsError
 from retalk_models.tensors import DifferentTensorsError, TensorFileError
 from retalk_models.videoretalking.files import (
     FILES,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from retalk_models.checkpoints import (
+from retalk_models.store import (
     LEDGER,
     CheckpointError,
     CheckpointFile,
