@@ -140,18 +140,44 @@ class Engine(Protocol):
     def open_session(self, options: EngineOptions) -> EngineSession: ...
 
 
+ENGINES = ("talkin",)
+"""Names of the engines that there are."""
+
+
 class UnknownEngineError(ValueError):
     """No engine has that name; the message lists those that exist."""
+
+
+class DeviceError(ValueError):
+    """There is no such device here; the message says what there is."""
+
+
+def check_choice(name: str, device: str) -> None:
+    """Whether an engine and a device can be had, found out without loading either's weights.
+
+    Raises UnknownEngineError and DeviceError.
+    """
+    if name not in ENGINES:
+        raise UnknownEngineError(f"unknown engine {name!r}; the engines are: {', '.join(ENGINES)}")
+    if device in ("auto", "cpu"):
+        return
+    kind, colon, number = device.partition(":")
+    if kind != "cuda" or (colon and not number.isdecimal()):
+        raise DeviceError(f"unknown device {device!r}; it must be auto, cpu or cuda[:N]")
+    import torch
+
+    count = torch.cuda.device_count()
+    if int(number or 0) >= count:
+        raise DeviceError(f"device {device!r} is not there; CUDA devices found: {count}; use auto or cpu")
 
 
 def load_engine(name: str = "talkin", device: str = "auto") -> Engine:
     """Load an engine by name.
 
     device: "auto" (CUDA where there is one), "cpu" or "cuda[:N]".
-    Raises UnknownEngineError for an unknown name, and ValueError for a device that is not there.
+    Raises UnknownEngineError for an unknown name, and DeviceError for a device that is not there.
     """
-    if name == "talkin":
-        from retalk_models.talkin.engine import TalkinEngine
+    check_choice(name, device)
+    from retalk_models.talkin.engine import TalkinEngine
 
-        return TalkinEngine.load(device)
-    raise UnknownEngineError(f"unknown engine {name!r}; the engines are: talkin")
+    return TalkinEngine.load(device)

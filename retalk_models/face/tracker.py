@@ -1,0 +1,233 @@
+"""Face Mesh on live pictures: 478 points per frame at a cost that does not grow with the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from retalk_models.face.geometry import CHIN, INNER_LIPS, OUTER_LIPS, POINTS
+from retalk_models.picture import F32, Box, Picture
+
+_SEARCH_SIDE = 640
+"""Longest side of the picture in which faces are looked for, pixels."""
+
+_TRACK_SIDE = 320
+"""Side of the crop in which a known face is tracked; Face Mesh itself looks at 192 pixels of about 3/4 of it."""
+
+_CROP_SCALE = 2.0
+"""Side of the tracking crop relative to the face's longer side."""
+
+_DRIFT = 0.10
+"""The crop is seated anew when the face has moved or grown by so much of its size."""
+
+_LOST_BEFORE_SEARCH = 2
+"""Frames without a face in the crop before the whole picture is searched again."""
+
+_SEARCH_EVERY = 3
+"""While there is no face, the whole picture is searched on every so manieth frame."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackedFace:
+    """points: (478, 3) float32 pixels of the full frame (centre of the first pixel at 0), z on the scale of x.
+
+    view: the small picture that was looked at. view_box: the part of the frame it shows.
+    """
+
+    points: F32
+    view: Picture
+    view_box: Box
+
+    @property
+    def centre(self) -> F32:
+        """(2,) pixels, the middle of the points' bounding box."""
+        return np.asarray((self.points[:, :2].min(axis=0) + self.points[:, :2].max(axis=0)) / 2, np.float32)
+
+    @property
+    def size(self) -> float:
+        """The longer side of the points' bounding box, pixels."""
+        return float(np.ptp(self.points[:, :2], axis=0).max())
+
+
+class FaceTracker:
+    """Follows the largest face. One per session, used by one thread at a time; close() gives everything back.
+
+    The same pictures give the same points, however they are grouped.
+    """
+
+    def __init__(self) -> None:
+        from mediapipe.python.solutions.face_detection import FaceDetection
+        from mediapipe.python.solutions.face_mesh import FaceMesh
+
+        self._mesh: Any = FaceMesh(
+            static_image_mode=False,
+            max_num_faces=1,
+            refine_landmarks=True,
+            min_detection_confidence=0.5,
+            min_tracking_confidence=0.5,
+        )
+        self._finder: Any = FaceDetection(model_selection=1, min_detection_confidence=0.5)
+        self._crop: Box | None = None
+        self._lost = 0
+        self._frame_size = (0, 0)
+
+    def track(self, picture: Picture) -> TrackedFace | None:
+        """The face in the next picture, or None."""
+        if (picture.width, picture.height) != self._frame_size:
+            self._frame_size = (picture.width, picture.height)
+            self._crop, self._lost = None, 0
+        if self._crop is None:
+            searching = self._lost % _SEARCH_EVERY == 0
+            self._lost += 1
+            if not searching:
+                return None
+            self._crop = self._search(picture)
+            if self._crop is None:
+                return None
+        face = self._look(picture, self._crop)
+        if face is None:
+            self._lost += 1
+            if self._lost >= _LOST_BEFORE_SEARCH:
+                self._crop, self._lost = None, 0
+            return None
+        self._lost = 0
+        self._reseat(face)
+        return face
+
+    def forget(self) -> None:
+        """Search the whole of the next picture, as after a cut."""
+        self._crop, self._lost = None, 0
+        # Face Mesh would look for the next face where the last one was, and find one there.
+        self._mesh.reset()
+
+    def close(self) -> None:
+        """Give the landmarker's graphs and threads back. Idempotent."""
+        for graph in (self._mesh, self._finder):
+            if graph is not None:
+                graph.close()
+        self._mesh = self._finder = None
+
+    def _search(self, picture: Picture) -> Box | None:
+        whole = Box(0, 0, picture.padded_width, picture.padded_height)
+        view = shrink(picture, whole, _SEARCH_SIDE)
+        found = self._finder.process(view.rgb()).detections
+        if not found:
+            return None
+        boxes = [one.location_data.relative_bounding_box for one in found]
+        largest = max(boxes, key=lambda box: box.width * picture.width * box.height * picture.height)
+        width, height = largest.width * whole.width, largest.height * whole.height
+        centre_x = (largest.xmin + largest.width / 2) * whole.width
+        # The detector's box ends at the brows; the points reach up the forehead.
+        centre_y = (largest.ymin + largest.height / 2) * whole.height - 0.1 * height
+        return self._seat(centre_x, centre_y, 1.25 * max(width, height))
+
+    def _look(self, picture: Picture, crop: Box) -> TrackedFace | None:
+        view = shrink(picture, crop, _TRACK_SIDE)
+        found = self._mesh.process(view.rgb()).multi_face_landmarks
+        if not found:
+            return None
+        marks = found[0].landmark
+        flat = np.fromiter((v for p in marks for v in (p.x, p.y, p.z)), np.float32, 3 * POINTS)
+        points = flat.reshape(POINTS, 3) * np.array([crop.width, crop.height, crop.width], np.float32)
+        points += np.array([crop.left - 0.5, crop.top - 0.5, 0], np.float32)
+        if not np.isfinite(points).all():
+            return None
+        return TrackedFace(points, view, crop)
+
+    def _reseat(self, face: TrackedFace) -> None:
+        crop = self._crop
+        if crop is None:
+            return
+        wanted = self._seat(float(face.centre[0]), float(face.centre[1]), face.size)
+        shift = max(
+            abs(wanted.left + wanted.right - crop.left - crop.right) / 2,
+            abs(wanted.top + wanted.bottom - crop.top - crop.bottom) / 2,
+            abs(wanted.width - crop.width) / 2,
+            abs(wanted.height - crop.height) / 2,
+        )
+        if shift > _DRIFT * face.size:
+            self._crop = wanted
+
+    def _seat(self, centre_x: float, centre_y: float, face_size: float) -> Box:
+        """The even-aligned crop for a face, inside the frame; on a grid, so that a still face keeps its crop."""
+        width, height = self._frame_size
+        width, height = width + width % 2, height + height % 2
+        half = max(32.0, _CROP_SCALE * face_size / 2)
+        left, top = max(0, int(centre_x - half)) & ~1, max(0, int(centre_y - half)) & ~1
+        right = min(width, (int(centre_x + half) + 1) & ~1)
+        bottom = min(height, (int(centre_y + half) + 1) & ~1)
+        if right - left < 16 or bottom - top < 16:
+            return Box(0, 0, width, height)
+        return Box(left, top, right, bottom)
+
+
+def shrink(picture: Picture, box: Box, side: int) -> Picture:
+    """An even-aligned box of the picture, at most `side` pixels on its longer side."""
+    scale = min(1.0, side / max(box.width, box.height))
+    width = max(2, round(box.width * scale / 2) * 2)
+    height = max(2, round(box.height * scale / 2) * 2)
+    planes = np.empty((height * 3 // 2, width), np.uint8)
+    halved = (slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2))
+    small = Picture(planes, width, height)
+    parts = (
+        (small.y, picture.y[box.top : box.bottom, box.left : box.right]),
+        (small.u, picture.u[halved]),
+        (small.v, picture.v[halved]),
+    )
+    for goal, part in parts:
+        goal[...] = cv2.resize(part, (goal.shape[1], goal.shape[0]), interpolation=cv2.INTER_AREA)
+    return small
+
+
+class OneEuro:
+    """The one-euro filter (Casiez et al. 2012) on an array: steady at rest, little lag in motion.
+
+    cutoff: Hz at rest. beta: how much of the speed (units per second) is added to the cutoff.
+    """
+
+    def __init__(self, cutoff: F32 | float, beta: F32 | float, speed_cutoff: float = 1.0) -> None:
+        self._cutoff, self._beta, self._speed_cutoff = cutoff, beta, speed_cutoff
+        self._value: F32 | None = None
+        self._speed: F32 | None = None
+
+    def reset(self) -> None:
+        self._value = self._speed = None
+
+    def __call__(self, value: F32, elapsed_s: float) -> F32:
+        """The filtered value, elapsed_s after the last one."""
+        if self._value is None or self._speed is None or elapsed_s <= 0:
+            self._value, self._speed = value.copy(), np.zeros_like(value)
+            return value
+        speed = (value - self._value) / elapsed_s
+        self._speed = self._speed + _share(self._speed_cutoff, elapsed_s) * (speed - self._speed)
+        # Points move together: the norm keeps x and y of one point at one cutoff.
+        pace = np.linalg.norm(self._speed, axis=-1, keepdims=True)
+        share = _share(self._cutoff + self._beta * pace, elapsed_s)
+        self._value = np.asarray(self._value + share * (value - self._value), np.float32)
+        return self._value
+
+
+def _share(cutoff: F32 | float, elapsed_s: float) -> F32:
+    return np.asarray(1 / (1 + 1 / (2 * np.pi * np.maximum(cutoff, 1e-3) * elapsed_s)), np.float32)
+
+
+class ShapeFilter:
+    """Steadies canonical shapes: lips fast, the rest slow. The pose is not filtered, so nothing trails the head."""
+
+    def __init__(self) -> None:
+        cutoff = np.full((POINTS, 1), 1.5, np.float32)
+        beta = np.full((POINTS, 1), 6.0, np.float32)
+        lips = [*OUTER_LIPS, *INNER_LIPS]
+        cutoff[list(CHIN)], beta[list(CHIN)] = 5.0, 25.0
+        cutoff[lips], beta[lips] = 12.0, 60.0
+        self._filter = OneEuro(cutoff, beta)
+
+    def reset(self) -> None:
+        self._filter.reset()
+
+    def __call__(self, shape: F32, elapsed_s: float) -> F32:
+        """(478, 3) canonical in, filtered out."""
+        return self._filter(shape, elapsed_s)

@@ -1,0 +1,215 @@
+"""The mesh warp: how far every pixel round the mouth moves when the face's points do.
+
+The map is piecewise affine over the Face Mesh triangles. The lips' opening is bridged by triangles of its
+own, so the map is continuous there and may be drawn on a coarse grid; a ring of points round the face
+stays fixed, so neck and background stay put.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from retalk_models.face.geometry import FACE_OVAL, INNER_LIPS, POINTS, template
+from retalk_models.picture import F32, Box
+
+I32 = NDArray[np.int32]
+
+RING_SCALE = 1.35
+"""The fixed ring's size relative to the face oval."""
+
+_GRID_CELLS = 128
+"""The coarse grid has at most so many cells along the region's longer side."""
+
+_SUBPIXEL_BITS = 4
+
+
+@cache
+def triangles() -> I32:
+    """(t, 3) corner indices; POINTS + i is the ring point beyond FACE_OVAL[i]. Ring triangles come first."""
+    from mediapipe.python.solutions.face_mesh_connections import FACEMESH_TESSELATION
+
+    neighbours: dict[int, set[int]] = {}
+    for a, b in FACEMESH_TESSELATION:
+        neighbours.setdefault(a, set()).add(b)
+        neighbours.setdefault(b, set()).add(a)
+    faces = sorted(
+        {
+            tuple(sorted((a, b, c)))
+            for a, near in neighbours.items()
+            for b, c in combinations(sorted(near), 2)
+            if c in neighbours[b]
+        }
+    )
+    count = len(FACE_OVAL)
+    ring: list[tuple[int, ...]] = []
+    for i in range(count):
+        j = (i + 1) % count
+        ring.append((FACE_OVAL[i], FACE_OVAL[j], POINTS + i))
+        ring.append((FACE_OVAL[j], POINTS + j, POINTS + i))
+    half = len(INNER_LIPS) // 2
+    lower, upper = INNER_LIPS[: half + 1], (INNER_LIPS[0], *INNER_LIPS[:half:-1], INNER_LIPS[half])
+    bridge: list[tuple[int, ...]] = []
+    for i in range(half):
+        if i:
+            bridge.append((upper[i], lower[i], upper[i + 1]))
+        if i < half - 1:
+            bridge.append((lower[i], lower[i + 1], upper[i + 1]))
+    return np.array([*ring, *faces, *bridge], np.int32)
+
+
+@cache
+def _facing() -> NDArray[np.float64]:
+    """(t,) the sign of every triangle's area on a face seen from the front; 0 for the bridge over the opening."""
+    front = template()[:, :2]
+    sign = np.sign(_turn(np.concatenate([front, fixed_ring(front)])[triangles()].astype(np.float64)))
+    sign[-(len(INNER_LIPS) - 2) :] = 0
+    return np.asarray(sign)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WarpField:
+    """Where every pixel of a region comes from, on a coarse grid.
+
+    box: the region in frame pixels, even-aligned, inside the frame.
+    step: pixels per grid cell; grid node (i, j) lies at pixel box.left + j * step, box.top + i * step.
+    offsets: (rows, columns, 2) float32, source position minus target position, pixels, x then y.
+    reach: (rows, columns) float32, 1 well inside what moves, falling to exactly 0 at its border.
+    """
+
+    box: Box
+    step: float
+    offsets: F32
+    reach: F32
+
+    def position(self, points: F32) -> F32:
+        """Frame pixels (n, 2) to grid coordinates."""
+        return np.asarray((points - (self.box.left, self.box.top)) / self.step, np.float32)
+
+
+def fixed_ring(points: F32) -> F32:
+    """(36, 2) fixed points beyond the face oval of (478, 2 or 3) points, pixels."""
+    oval = points[list(FACE_OVAL), :2]
+    centre = oval.mean(axis=0)
+    return np.asarray(centre + RING_SCALE * (oval - centre), np.float32)
+
+
+def warp_field(
+    source: F32, target: F32, depth: F32, frame_size: tuple[int, int], feather: float, threshold: float = 0.02
+) -> WarpField | None:
+    """The field that moves the source points onto the target points.
+
+    source, target: (478, 2) pixels. depth: (478,) larger is farther; nearer triangles win where the mesh folds.
+    frame_size: width, height. feather: how far in pixels the reach falls off inwards.
+    Returns None where nothing moves by more than threshold pixels, or nothing of it is inside the frame.
+    """
+    ring = fixed_ring(source)
+    before = np.concatenate([source, ring]).astype(np.float64)
+    after = np.concatenate([target, ring]).astype(np.float64)
+    moved = np.abs(after - before).max(axis=1) > threshold
+    mesh = triangles()
+    moving = moved[mesh].any(axis=1)
+    active, facing = mesh[moving], _facing()[moving]
+    if not len(active):
+        return None
+    box = _region(after[np.unique(active)], frame_size)
+    if box is None:
+        return None
+    step = max(1.0, max(box.width, box.height) / _GRID_CELLS)
+    rows, columns = int(np.ceil(box.height / step)) + 1, int(np.ceil(box.width / step)) + 1
+
+    deep = np.concatenate([depth, np.full(len(ring), np.inf)])
+    order = np.argsort(-deep[active].mean(axis=1), kind="stable")
+    active, facing = active[order], facing[order]
+    corners = (after[active] - (box.left, box.top)) / step
+    # A triangle seen from behind lies under its neighbours; the bridge over shut lips has no front.
+    kept = _turn(corners) * facing >= 0
+    active, corners = active[kept], corners[kept]
+    index = _rasterise(corners, rows, columns)
+    offsets = _interpolate(corners, (before - after)[active], index)
+
+    inside = (index >= 0).astype(np.uint8)
+    cells = max(1, round(feather / step / 2))
+    reach = _soft_inside(inside, cells)
+    # Offsets stop short at the frame's border: what lies beyond it is not known.
+    _settle_at_frame_edge(offsets, reach, box, frame_size, step, feather)
+    return WarpField(box, step, offsets, reach)
+
+
+def _turn(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(t,) twice the signed area of triangles (t, 3, 2)."""
+    edge1, edge2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    return np.asarray(edge1[:, 0] * edge2[:, 1] - edge1[:, 1] * edge2[:, 0])
+
+
+def _region(points: NDArray[np.float64], frame_size: tuple[int, int]) -> Box | None:
+    width, height = frame_size
+    low, high = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
+    if not np.isfinite([*low, *high]).all():
+        return None
+    left, top = max(0, int(low[0])) & ~1, max(0, int(low[1])) & ~1
+    right, bottom = min(width, int(high[0]) + 1), min(height, int(high[1]) + 1)
+    right, bottom = right + (right & 1), bottom + (bottom & 1)
+    if right - left < 8 or bottom - top < 8:
+        return None
+    return Box(left, top, right, bottom)
+
+
+def _rasterise(corners: NDArray[np.float64], rows: int, columns: int) -> I32:
+    """(rows, columns) index of the triangle that covers each node, -1 where none does; later ones win."""
+    index: I32 = np.full((rows, columns), -1, np.int32)
+    fixed = np.round(corners * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+    for number, corner in enumerate(fixed):
+        cv2.fillConvexPoly(index, corner, number, cv2.LINE_8, _SUBPIXEL_BITS)
+    return index
+
+
+def _interpolate(corners: NDArray[np.float64], values: NDArray[np.float64], index: I32) -> F32:
+    """Values (t, 3, 2) at the triangles' corners to every node of the index picture, affine in each triangle."""
+    a, edge1, edge2 = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    area = _turn(corners)
+    # A triangle seen edge-on covers nothing worth a slope.
+    inverse = np.where(np.abs(area) > 1e-4, 1.0 / np.where(area == 0, 1.0, area), 0.0)
+    first = np.stack([edge2[:, 1] * inverse, -edge2[:, 0] * inverse], axis=1)
+    second = np.stack([-edge1[:, 1] * inverse, edge1[:, 0] * inverse], axis=1)
+    shift1, shift2 = -(first * a).sum(axis=1, keepdims=True), -(second * a).sum(axis=1, keepdims=True)
+    rise1, rise2 = values[:, 1] - values[:, 0], values[:, 2] - values[:, 0]
+    columns_of = [first, shift1, second, shift2, values[:, 0], rise1, rise2]
+    table = np.concatenate([np.concatenate(columns_of, axis=1), np.zeros((1, 12))]).astype(np.float32)
+    cell = table[index]
+    rows, columns = index.shape
+    x = np.arange(columns, dtype=np.float32)[None, :]
+    y = np.arange(rows, dtype=np.float32)[:, None]
+    # A node on a thin triangle's rim may lie beside it: held to its edge, the map stays continuous.
+    along1 = np.clip(cell[..., 0] * x + cell[..., 1] * y + cell[..., 2], 0, 1)
+    along2 = np.clip(cell[..., 3] * x + cell[..., 4] * y + cell[..., 5], 0, 1 - along1)
+    return np.asarray(
+        cell[..., 6:8] + along1[..., None] * cell[..., 8:10] + along2[..., None] * cell[..., 10:12], np.float32
+    )
+
+
+def _soft_inside(inside: NDArray[np.uint8], cells: int) -> F32:
+    size = 2 * cells + 1
+    padded = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    core = cv2.erode(padded, np.ones((size, size), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    soft = cv2.blur(core.astype(np.float32), (size, size), borderType=cv2.BORDER_CONSTANT)
+    soft[padded == 0] = 0
+    return np.ascontiguousarray(soft[1:-1, 1:-1])
+
+
+def _settle_at_frame_edge(
+    offsets: F32, reach: F32, box: Box, frame_size: tuple[int, int], step: float, feather: float
+) -> None:
+    width, height = frame_size
+    rows, columns = reach.shape
+    x = box.left + step * np.arange(columns, dtype=np.float32)
+    y = box.top + step * np.arange(rows, dtype=np.float32)
+    near_x = np.clip(np.minimum(x, width - 1 - x) / feather, 0, 1)
+    near_y = np.clip(np.minimum(y, height - 1 - y) / feather, 0, 1)
+    if near_x.min() < 1 or near_y.min() < 1:
+        offsets *= (near_y[:, None] * near_x[None, :])[..., None]

@@ -1,0 +1,77 @@
+"""A plausible inside of the mouth for a person whose own has not been seen yet: dark, with a soft line of teeth."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from retalk_models.picture import F32
+from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, dark_of
+
+_PER_UNIT = 320
+"""Pixels per plane unit (the outer eye corners' distance) of the drawn texture."""
+
+_HALF_WIDTH, _ABOVE, _BELOW = 0.4, 0.12, 0.38
+"""What the texture covers beside, above and below the middle of the closed lips, plane units."""
+
+_TEETH_LENGTH = 0.018
+"""How far the upper teeth reach below the closed lips' line in the middle, plane units."""
+
+
+def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
+    """The drawn texture for a person.
+
+    lip_line: the neutral mouth's opening. light: (3,) mean Y, U, V of the skin round the mouth.
+    """
+    width, height = round(2 * _HALF_WIDTH * _PER_UNIT) & ~1, round((_ABOVE + _BELOW) * _PER_UNIT) & ~1
+    middle = (lip_line.left + lip_line.right) / 2
+    line = float(lip_line.upper[4:7, 1].mean())
+    half_mouth = max(0.1, (lip_line.right - lip_line.left) / 2)
+    x = ((np.arange(width) + 0.5) / _PER_UNIT - _HALF_WIDTH)[None, :]
+    y = ((np.arange(height) + 0.5) / _PER_UNIT - _ABOVE)[:, None]
+    across = x / half_mouth
+
+    skin = max(40.0, float(light[0])) - 16
+    tint = light[1:] - 128
+    dark = 0.13 * skin * np.ones_like(x * y)
+    # The tongue: a dim red swell that rises towards the middle.
+    tongue = _edge(y - (0.125 + 0.09 * across**2), 0.09) * _edge(0.9 - np.abs(across), 0.5)
+    luma = dark + (0.36 * skin - dark) * tongue * 0.75
+    red = 0.25 + 0.75 * tongue
+
+    arc = _TEETH_LENGTH - 0.030 * across**2
+    teeth = _edge(arc - y, 0.012) * _edge(1.02 - np.abs(across), 0.35)
+    shade = (1.0 - 0.42 * across**2).clip(0.15, 1) * (0.86 + 0.14 * _edge(y + 0.03, 0.05))
+    gaps = sum(np.exp(-(((np.abs(x) - k) / 0.0045) ** 2)) for k in (0.0, 0.086, 0.158, 0.222))
+    bright = np.minimum(0.8 * skin, 175) * shade * (1 - 0.14 * gaps)
+    # Where teeth end there is shadow, not a cut edge.
+    luma = luma * (1 - teeth) + bright * teeth
+    u = 128 + (1 - teeth) * tint[0] * 0.8 * red + teeth * 0.35 * tint[0]
+    v = 128 + (1 - teeth) * (tint[1] * 0.9 + 3) * red + teeth * 0.35 * tint[1]
+
+    planes = [cv2.GaussianBlur(np.asarray(16 + luma, np.float32), (0, 0), 1.6)]
+    uv = np.stack([cv2.resize(np.asarray(p, np.float32), (width // 2, height // 2)) for p in (u, v)], axis=-1)
+    plane = TeethPlane(
+        np.eye(2, dtype=np.float32) * _PER_UNIT,
+        np.array([(_HALF_WIDTH - middle) * _PER_UNIT, (_ABOVE - line) * _PER_UNIT], np.float32),
+    )
+    ends = np.linspace(middle - _HALF_WIDTH, middle + _HALF_WIDTH, 11, dtype=np.float32)
+    upper = np.stack([ends, np.full(11, line - _ABOVE, np.float32)], axis=1)
+    lower = np.stack([ends, np.full(11, line + _BELOW, np.float32)], axis=1)
+    return MouthTexture(
+        np.clip(planes[0], 16, 235).astype(np.uint8),
+        np.clip(uv, 16, 240).astype(np.uint8),
+        (0, 0),
+        plane,
+        Opening(upper, lower),
+        light,
+        line + _TEETH_LENGTH + 0.02,
+        1.0,
+        dark_of(light),
+    )
+
+
+def _edge(distance: np.ndarray[tuple[int, ...], np.dtype[np.float64]], width: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """0 below -width / 2, 1 above width / 2, smooth between."""
+    share = np.clip(distance / width + 0.5, 0, 1)
+    return np.asarray(share * share * (3 - 2 * share))

@@ -1,0 +1,225 @@
+"""The embedded engine: tracks the face, speaks the voice onto it, and puts it back. Flow only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from importlib.resources import files
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from retalk_models.engine import (
+    VOICE_RATE,
+    EngineFrame,
+    EngineOptions,
+    EngineOutput,
+    EngineResult,
+    EngineWindow,
+    FaceState,
+    Rung,
+)
+from retalk_models.face.composite import composite
+from retalk_models.picture import F32
+from retalk_models.talkin.basis import WEIGHTS_FILE as BASIS_FILE
+from retalk_models.talkin.basis import ExpressionBasis
+from retalk_models.talkin.net import LOOK_AHEAD, Expression, SpeechToExpression
+from retalk_models.talkin.net import WEIGHTS_FILE as NET_FILE
+from retalk_models.talkin.references import MouthReferences
+from retalk_models.talkin.render import Drawing, draw, teeth_plane
+from retalk_models.talkin.speaking import SpeakingGates
+from retalk_models.talkin.target import TargetGeometry
+from retalk_models.talkin.watch import FaceWatch, Sighting
+
+_LONGEST_STEP_S = 0.25
+"""Frames farther apart than this ease no further than over this."""
+
+_FIRST_STEP_S = 0.04
+
+_VISIBLE = 0.004
+"""A dub weaker than this cannot be seen, so the frame is left alone."""
+
+_STAGES = ("track", "expression", "render", "composite")
+
+
+class ExpressionStream(Protocol):
+    """A voice being heard; see net.ExpressionStream."""
+
+    def push(self, pcm: F32) -> None: ...
+
+    def at(self, position: int) -> Expression: ...
+
+    def restart(self, position: int) -> None: ...
+
+
+class Speech(Protocol):
+    """What opens such streams; see net.SpeechToExpression."""
+
+    def open_stream(self) -> ExpressionStream: ...
+
+
+class TalkinEngine:
+    """The loaded weights, shared by all sessions; runs on the processor alone."""
+
+    def __init__(self, speech: Speech, basis: ExpressionBasis, weights: Mapping[str, str]) -> None:
+        self._speech, self._basis, self._weights = speech, basis, dict(weights)
+
+    @classmethod
+    def load(cls, device: str = "auto") -> TalkinEngine:
+        """Load the bundled weights.
+
+        device: "auto", "cpu" or "cuda[:N]". This engine's nets are so small that the processor is the
+        fastest place for them; a CUDA device is checked for all the same, so that a wrong name is noticed.
+        Raises ValueError for a device that is not there, WeightsError for weights that are damaged.
+        """
+        _check_device(device)
+        speech, basis = SpeechToExpression.load(), ExpressionBasis.load()
+        if speech.size != basis.size:
+            raise ValueError(f"{NET_FILE} speaks {speech.size} coefficients, {BASIS_FILE} draws {basis.size}")
+        folder = files("retalk_models").joinpath("weights")
+        hashes = {name: sha256(folder.joinpath(name).read_bytes()).hexdigest() for name in (BASIS_FILE, NET_FILE)}
+        return cls(speech, basis, hashes)
+
+    @property
+    def name(self) -> str:
+        return "talkin"
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def look_ahead_us(self) -> int:
+        return LOOK_AHEAD * 1_000_000 // VOICE_RATE
+
+    @property
+    def weights(self) -> Mapping[str, str]:
+        return dict(self._weights)
+
+    def open_session(self, options: EngineOptions) -> TalkinSession:
+        return TalkinSession(self._speech.open_stream(), self._basis, options)
+
+
+def _check_device(device: str) -> None:
+    if device in ("auto", "cpu"):
+        return
+    kind, colon, number = device.partition(":")
+    if kind != "cuda" or (colon and not number.isdecimal()):
+        raise ValueError(f"unknown device {device!r}; it must be auto, cpu or cuda[:N]")
+    import torch
+
+    count = torch.cuda.device_count()
+    if int(number or 0) >= count:
+        raise ValueError(f"device {device!r} is not there; CUDA devices found: {count}; use auto or cpu")
+
+
+class TalkinSession:
+    """One session's face, voice and references. Used by one thread at a time."""
+
+    def __init__(self, stream: ExpressionStream, basis: ExpressionBasis, options: EngineOptions) -> None:
+        self._stream = stream
+        self._geometry = TargetGeometry(basis)
+        self._references = MouthReferences()
+        self._watch = FaceWatch(self._geometry, self._references)
+        self._gates = SpeakingGates(options.idle)
+        self._epoch: int | None = None
+        self._heard_until = 0
+        self._last_us: int | None = None
+        self._count = 0
+        self._drawing: Drawing | None = None
+        self._closed = False
+
+    def process(self, window: EngineWindow) -> EngineResult:
+        """See EngineSession. Raises ValueError once closed."""
+        if self._closed:
+            raise ValueError("this engine session is closed")
+        clock = _StageClock()
+        with clock.stage("expression"):
+            self._hear(window)
+        outputs = tuple(self._dub(frame, window.rung, clock) for frame in window.frames)
+        return EngineResult(outputs, clock.milliseconds)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._watch.close()
+            self._references.reset()
+            self._drawing = None
+        self._closed = True
+
+    def _hear(self, window: EngineWindow) -> None:
+        if window.epoch != self._epoch or window.voice_start != self._heard_until:
+            self._stream.restart(window.voice_start)
+        self._epoch, self._heard_until = window.epoch, window.voice_start + len(window.voice)
+        self._stream.push(window.voice)
+
+    def _dub(self, frame: EngineFrame, rung: Rung, clock: _StageClock) -> EngineOutput:
+        elapsed_s = self._elapsed(frame.time_us)
+        self._count += 1
+        with clock.stage("expression"):
+            gates = self._gates.update(frame.voice_active, elapsed_s)
+            spoken = self._geometry.bounded(self._stream.at(frame.voice_at).coefficients)
+        if rung >= Rung.PASS_THROUGH:
+            self._drawing = None
+            return EngineOutput(frame.picture, self._watch.skip(), None, 0.0)
+
+        with clock.stage("track"):
+            sighting, drawing = self._see(frame, rung, elapsed_s)
+        strength = sighting.strength * gates.dub
+        with clock.stage("render"):
+            if drawing is None:
+                drawing = self._draw(frame, sighting, spoken * np.float32(gates.voice), strength, rung, elapsed_s)
+            self._drawing = drawing
+        if drawing is None:
+            return EngineOutput(frame.picture, sighting.state, None, 0.0)
+        with clock.stage("composite"):
+            fine = rung < Rung.NO_ENHANCEMENT
+            picture = composite(frame.picture, drawing.field, drawing.mouth, drawing.opacity, fine)
+        return EngineOutput(picture, sighting.state, drawing.field.box, strength)
+
+    def _see(self, frame: EngineFrame, rung: Rung, elapsed_s: float) -> tuple[Sighting, Drawing | None]:
+        """What is known of the face, and the last drawing moved along where this frame is to reuse it."""
+        if rung is Rung.HALF_RATE and self._count % 2 and self._drawing is not None:
+            followed = self._watch.follow(frame.picture)
+            if followed is not None:
+                size = (frame.picture.padded_width, frame.picture.padded_height)
+                return followed[0], self._drawing.shifted(followed[1], size)
+        return self._watch.look(frame.picture, elapsed_s), None
+
+    def _draw(
+        self, frame: EngineFrame, sighting: Sighting, spoken: F32, strength: float, rung: Rung, elapsed_s: float
+    ) -> Drawing | None:
+        face, light, neutral = sighting.face, sighting.light, self._geometry.neutral
+        if face is None or light is None or neutral is None:
+            return None
+        if sighting.tracked:
+            self._references.observe(frame.picture, face, teeth_plane(face, neutral), light, elapsed_s)
+        if strength < _VISIBLE:
+            return None
+        target = self._geometry.target(face, spoken, strength)
+        fine = rung < Rung.NO_ENHANCEMENT
+        return draw(
+            frame.picture, face, target, neutral, light, self._references, strength, elapsed_s, fine
+        )
+
+    def _elapsed(self, time_us: int) -> float:
+        last, self._last_us = self._last_us, time_us
+        if last is None:
+            return _FIRST_STEP_S
+        return min(max(0.0, (time_us - last) / 1e6), _LONGEST_STEP_S)
+
+
+class _StageClock:
+    """Adds up wall time per stage."""
+
+    def __init__(self) -> None:
+        self.milliseconds = dict.fromkeys(_STAGES, 0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            self.milliseconds[name] += 1000 * (perf_counter() - began)

@@ -1,0 +1,269 @@
+"""The inside of the mouth: carried over from a reference of the same person, or drawn where there is none yet.
+
+Teeth ride on the skull, so a reference is placed by pose, on a plane at the depth of the teeth, and the
+target's lips act as a curtain in front of it; only what the reference's own lips hid is stretched to.
+Plane coordinates are canonical x and y: 1 unit = the distance between the outer eye corners.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from retalk_models.face.composite import Patch
+from retalk_models.face.geometry import INNER_LIPS, Pose
+from retalk_models.picture import F32, U8, Box, Picture
+
+_HALF = len(INNER_LIPS) // 2
+LOWER = INNER_LIPS[: _HALF + 1]
+"""The lower inner lip from the person's right corner to the left."""
+UPPER = (INNER_LIPS[0], *INNER_LIPS[:_HALF:-1], INNER_LIPS[_HALF])
+"""The upper inner lip from the person's right corner to the left."""
+
+TEETH_DEPTH = 0.03
+"""How far behind the inner lips the front teeth stand, canonical units."""
+
+_NARROW = 0.07
+"""A gap lower than this (plane units) lies in the shadow of the lips."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TeethPlane:
+    """The affine map between plane coordinates and pixels: pixel = matrix @ (x, y) + offset."""
+
+    matrix: F32
+    offset: F32
+
+    @classmethod
+    def of(cls, pose: Pose, depth: float) -> TeethPlane:
+        """The plane at a canonical depth under a pose."""
+        matrix = pose.scale * pose.rotation[:2, :2]
+        offset = pose.scale * pose.rotation[:2, 2] * depth + pose.translation[:2]
+        return cls(np.asarray(matrix, np.float32), np.asarray(offset, np.float32))
+
+    def to_pixels(self, places: F32) -> F32:
+        return np.asarray(places @ self.matrix.T + self.offset, np.float32)
+
+    def to_plane(self, pixels: F32) -> F32:
+        return np.asarray((pixels - self.offset) @ np.linalg.inv(self.matrix).T, np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opening:
+    """The lips' opening in plane coordinates: upper and lower (11, 2), each by increasing x, corners shared."""
+
+    upper: F32
+    lower: F32
+
+    @classmethod
+    def of(cls, points: F32, plane: TeethPlane) -> Opening:
+        """From (478, 2) pixels."""
+        return cls(
+            _increasing(plane.to_plane(points[list(UPPER), :2])),
+            _increasing(plane.to_plane(points[list(LOWER), :2])),
+        )
+
+    @property
+    def left(self) -> float:
+        return float(self.upper[0, 0])
+
+    @property
+    def right(self) -> float:
+        return float(self.upper[-1, 0])
+
+    @property
+    def height(self) -> float:
+        """The gap in the middle third, plane units."""
+        return float((self.lower[4:7, 1] - self.upper[4:7, 1]).mean())
+
+
+def _increasing(line: F32) -> F32:
+    line = line.copy()
+    line[:, 0] = np.maximum.accumulate(line[:, 0] + 1e-5 * np.arange(len(line), dtype=np.float32))
+    return line
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MouthTexture:
+    """Pixels to fill an opening with.
+
+    y: (h, w) and uv: (h / 2, w / 2, 2) uint8, a crop whose top left sample is pixel `corner` of `plane`'s picture.
+    light: (3,) mean Y, U, V of the skin round the mouth where it was taken.
+    split: the plane y between what stays with the skull and what rides on the jaw: the darkest row.
+    depth: 0..1, how dark it is there; 0 where the rows of teeth meet. dark: (3,) Y, U, V of the unlit depth behind them.
+    """
+
+    y: U8
+    uv: U8
+    corner: tuple[int, int]
+    plane: TeethPlane
+    opening: Opening
+    light: F32
+    split: float
+    depth: float
+    dark: F32
+
+
+def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) -> MouthTexture | None:
+    """A reference texture from a frame: the opening of its (478, 2 or 3) points with a margin; None off frame."""
+    lips = points[[*UPPER, *LOWER], :2]
+    margin = 0.05 * float(np.linalg.norm(plane.matrix[:, 0])) + 2
+    box = _even_box(lips.min(axis=0) - margin, lips.max(axis=0) + margin, picture)
+    if box is None:
+        return None
+    rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
+    half_rows, half_columns = slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2)
+    y = picture.y[rows, columns].copy()
+    uv = np.stack([picture.u[half_rows, half_columns], picture.v[half_rows, half_columns]], axis=-1)
+    opening = Opening.of(points, plane)
+    corner = (box.left, box.top)
+    split, depth, luma = _find_split(y, corner, plane, opening, float(light[0]))
+    dark = dark_of(light)
+    dark[0] = min(luma, 1.5 * (dark[0] - 16) + 16)
+    return MouthTexture(y, uv, corner, plane, opening, light, split, depth, dark)
+
+
+def dark_of(light: F32) -> F32:
+    """(3,) Y, U, V of the mouth's unlit depth for a skin of this light: skin's hue, much darker and duller."""
+    luma, u, v = (float(value) for value in light)
+    return np.array([16 + 0.1 * max(0.0, luma - 16), 128 + 0.25 * (u - 128), 128 + 0.35 * (v - 128)], np.float32)
+
+
+def _find_split(
+    y: U8, corner: tuple[int, int], plane: TeethPlane, opening: Opening, skin: float
+) -> tuple[float, float, float]:
+    """The plane y of the darkest row in the middle of an opening, how dark it is, 0..1, and its luma."""
+    middle, half = (opening.left + opening.right) / 2, (opening.right - opening.left) / 2
+    across = middle + half * np.linspace(-0.35, 0.35, 9, dtype=np.float32)
+    top, bottom = np.interp(middle, *opening.upper.T), np.interp(middle, *opening.lower.T)
+    # The lips' own shadow lies along the edges.
+    down = np.linspace(top + 0.22 * (bottom - top), bottom - 0.06 * (bottom - top), 24)
+    places = np.stack(np.meshgrid(across, down), axis=-1)
+    at = plane.to_pixels(np.asarray(places, np.float32)) - np.array(corner, np.float32)
+    seen = cv2.remap(y, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+    profile = cv2.blur(np.median(seen, axis=1).reshape(-1, 1), (1, 3), borderType=cv2.BORDER_REPLICATE)[:, 0]
+    row = int(np.argmin(profile))
+    level = (float(profile[row]) - 16) / max(8.0, skin - 16)
+    return float(down[row]), float(np.clip((0.6 - level) / 0.25, 0, 1)), float(profile[row])
+
+
+def draw_mouth(
+    texture: MouthTexture,
+    picture: Picture,
+    points: F32,
+    plane: TeethPlane,
+    light: F32,
+    softness: float,
+    seam: float = 0.0,
+    fine: bool = True,
+) -> Patch | None:
+    """Fill the opening of the target points, (478, 2) pixels, with a texture.
+
+    light: (3,) mean Y, U, V of the skin round the mouth in this frame. softness: the edge's width in pixels.
+    seam: 0..1, how much of a shadow to lay between shut lips, where the frame's own lips are apart and theirs is
+    not there. fine: match light and colour to the frame.
+    Returns None where there is no opening to fill.
+    """
+    outline = points[[*UPPER, *LOWER], :2]
+    pad = 1 + softness
+    box = _even_box(outline.min(axis=0) - pad, outline.max(axis=0) + pad, picture)
+    if box is None:
+        return None
+    opening = Opening.of(points, plane)
+    x, y, shade, unseen, cover = _reference_place(opening, texture, plane, box, softness, seam)
+    if cover.max() <= 0:
+        return None
+    place = texture.plane.to_pixels(np.stack([x, y], axis=-1)) - np.array(texture.corner, np.float32)
+    gain = 1.0 if not fine else float(np.clip((light[0] - 16) / max(8.0, float(texture.light[0]) - 16), 0.5, 2.0))
+    tint = np.clip(light[1:] - texture.light[1:], -12, 12) * float(fine)
+    luma = cv2.remap(
+        texture.y, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
+    half = (cv2.resize(place, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) - 0.5) / 2
+    chroma = cv2.remap(
+        texture.uv, half, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    lit = luma + unseen * (texture.dark[0] - luma)
+    colour = chroma + cv2.resize(unseen, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[..., None] * (
+        texture.dark[1:] - chroma
+    )
+    return Patch(
+        box,
+        np.asarray(16 + (lit - 16) * (gain * shade), np.float32),
+        np.asarray(colour + tint, np.float32),
+        cover,
+        cv2.resize(cover, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+    )
+
+
+def _even_box(low: F32, high: F32, picture: Picture) -> Box | None:
+    left, top = max(0, int(low[0])) & ~1, max(0, int(low[1])) & ~1
+    right = min(picture.padded_width, (int(high[0]) + 3) & ~1)
+    bottom = min(picture.padded_height, (int(high[1]) + 3) & ~1)
+    if right - left < 4 or bottom - top < 4:
+        return None
+    return Box(left, top, right, bottom)
+
+
+def _reference_place(
+    opening: Opening, texture: MouthTexture, plane: TeethPlane, box: Box, softness: float, seam: float
+) -> tuple[F32, F32, F32, F32, F32]:
+    """For every pixel of the box: plane x and y in the reference, a shade factor, how far it was never seen, and
+    how much of the pixel lies in the opening."""
+    held = texture.opening
+    columns, rows = np.meshgrid(
+        np.arange(box.left, box.right, dtype=np.float32), np.arange(box.top, box.bottom, dtype=np.float32)
+    )
+    inverse = np.linalg.inv(plane.matrix).astype(np.float32)
+    dx, dy = columns - plane.offset[0], rows - plane.offset[1]
+    x, y = inverse[0, 0] * dx + inverse[0, 1] * dy, inverse[1, 0] * dx + inverse[1, 1] * dy
+
+    # Teeth do not get wider with the lips; only an opening wider than the reference's is squeezed into it.
+    middle, held_middle = (opening.left + opening.right) / 2, (held.left + held.right) / 2
+    squeeze = min(1.0, 0.97 * (held.right - held.left) / max(1e-3, opening.right - opening.left))
+    across = np.clip(held_middle + (x - middle) * squeeze + (middle - held_middle) * min(1.0, squeeze), held.left, held.right)
+
+    top, bottom = np.interp(x, *opening.upper.T), np.interp(x, *opening.lower.T)
+    inset = 0.006
+    held_top = np.interp(across, *held.upper.T) + inset
+    held_bottom = np.interp(across, *held.lower.T) - inset
+
+    # What is above the split stands still with the skull; a lip raised above the reference's takes it along
+    # rather than baring what was never seen. What is below rides on the jaw. The upper part bites over.
+    lift = np.minimum(0.0, top - held_top)
+    drop = float(
+        np.interp(middle, *opening.lower.T) - np.interp(held_middle, *held.lower.T)
+    )
+    upper_end, lower_start = texture.split + lift, texture.split + drop
+    down = np.where(y <= upper_end, y - lift, np.where(y >= lower_start, y - drop, texture.split))
+    edge = 0.014
+    hollow = _smooth((y - upper_end) / edge + 0.5) * (1 - _smooth((y - lower_start) / edge + 0.5))
+    unseen = hollow * _smooth((lower_start - upper_end) / 0.02)
+    unseen = np.maximum(unseen, _smooth((np.where(y > upper_end, y - drop, 0) - held_bottom - 0.004) / edge))
+    down = np.clip(down, held_top, held_bottom)
+
+    gap = np.maximum(bottom - top, 0)
+    shadow = 0.2 + 0.8 * _smooth(gap / _NARROW)
+    depth = np.clip((y - top) / 0.02, 0, 1)
+    sides = np.clip(np.minimum(x - opening.left, opening.right - x) / 0.06, 0, 1)
+    shade = shadow * (0.75 + 0.25 * depth) * (0.75 + 0.25 * sides)
+
+    unit = float(np.sqrt(abs(np.linalg.det(plane.matrix))))
+    inside = np.minimum(y - top, bottom - y) * (unit / softness) + 0.5 * seam
+    between_corners = np.minimum(x - opening.left, opening.right - x) * (unit / softness)
+    cover = np.clip(np.minimum(inside, between_corners) + 0.5, 0, 1) * np.clip(gap * (unit / softness) + seam, 0, 1)
+    return (
+        np.asarray(across, np.float32),
+        np.asarray(down, np.float32),
+        np.asarray(shade, np.float32),
+        np.asarray(unseen, np.float32),
+        np.asarray(cover, np.float32),
+    )
+
+
+def _smooth(value: F32) -> F32:
+    """0 below 0, 1 above 1, smooth between."""
+    share = np.clip(value, 0, 1)
+    return np.asarray(share * share * (3 - 2 * share), np.float32)

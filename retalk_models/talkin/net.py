@@ -1,0 +1,264 @@
+"""Speech to expression, streaming: log-mel through a small recurrent net, in numpy alone.
+
+Output step j of a stream that starts at sample s is the expression at `step_position(s, j)`; it needs
+the sound up to NET_DELAY beyond that. Steps are computed one by one in the same order whatever the
+chunking, so any split of the same sound gives the same bits.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load
+
+from retalk_models.picture import F32
+from retalk_models.speech import HOP, LevelTracker, MelSettings, MelStream, features
+
+WEIGHTS_FILE = "talkin_expression.safetensors"
+
+STEP = 2 * HOP
+"""Samples between output steps: 20 ms."""
+
+NET_DELAY = 1600
+"""Samples of sound beyond a step's own position that the step hears: 100 ms."""
+
+LOOK_AHEAD = NET_DELAY + STEP
+"""Samples that must be pushed beyond a position before `at` can answer for it: 120 ms."""
+
+_FIRST_NEED = HOP + MelSettings().fft
+"""Samples that the first step needs: two feature frames."""
+
+HISTORY_STEPS = 250
+"""Steps kept for `at`: 5 s."""
+
+
+def step_position(start: int, index: int) -> int:
+    """The sample position that output step `index` speaks of, in a stream that began at `start`."""
+    return start + index * STEP + _FIRST_NEED - NET_DELAY
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expression:
+    """What the mouth does at one position of the voice.
+
+    coefficients: (K,) float32 for ExpressionBasis, with closure and rest already applied: all zero is the
+    closed, relaxed mouth, and coefficient 0 is the aperture in canonical units, never below 0.
+    closure: 0..1, how surely the lips are shut by p, b or m (or shut while speaking).
+    speaking: 0..1, how surely someone speaks.
+    """
+
+    coefficients: F32
+    closure: float
+    speaking: float
+
+
+class WeightsError(ValueError):
+    """A weights file that is missing, damaged or of another kind; the message names it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Weights:
+    """Row-vector layouts: x @ matrix."""
+
+    conv1: F32
+    bias1: F32
+    conv2: F32
+    bias2: F32
+    gru: tuple[tuple[F32, F32, F32, F32], ...]
+    head: F32
+    head_bias: F32
+    gates: F32
+    gates_bias: F32
+    mean: F32
+    spread: F32
+    gate_points: F32
+
+    @property
+    def hidden(self) -> int:
+        return int(self.conv2.shape[1])
+
+
+_REQUIRED = ("conv1.weight", "conv2.weight", "head.weight", "gates.weight", "mean", "spread", "gate_points")
+
+
+def _unpack(tensors: dict[str, F32], source: str) -> _Weights:
+    missing = [name for name in _REQUIRED if name not in tensors]
+    if missing:
+        raise WeightsError(f"{source}: not weights of the expression net ({', '.join(missing)} missing)")
+
+    def matrix(name: str) -> F32:
+        # A torch convolution (out, in, kernel) as one matrix over a flattened (kernel, in) patch.
+        weight = tensors[name]
+        if weight.ndim == 3:
+            weight = weight.transpose(0, 2, 1).reshape(len(weight), -1)
+        return np.ascontiguousarray(weight.T, np.float32)
+
+    layers = []
+    for layer in range(2):
+        layers.append(
+            (
+                matrix(f"recurrent.weight_ih_l{layer}"),
+                tensors[f"recurrent.bias_ih_l{layer}"],
+                matrix(f"recurrent.weight_hh_l{layer}"),
+                tensors[f"recurrent.bias_hh_l{layer}"],
+            )
+        )
+    return _Weights(
+        matrix("conv1.weight"),
+        tensors["conv1.bias"],
+        matrix("conv2.weight"),
+        tensors["conv2.bias"],
+        tuple(layers),
+        matrix("head.weight"),
+        tensors["head.bias"],
+        matrix("gates.weight"),
+        tensors["gates.bias"],
+        tensors["mean"],
+        tensors["spread"],
+        tensors["gate_points"],
+    )
+
+
+def _sigmoid(value: F32) -> F32:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * value)), np.float32)
+
+
+def _smooth(value: float, low: float, high: float) -> float:
+    """0 below low, 1 above high, smooth between."""
+    share = min(1.0, max(0.0, (value - low) / (high - low)))
+    return share * share * (3 - 2 * share)
+
+
+class SpeechToExpression:
+    """The loaded net; shared by any number of streams, immutable."""
+
+    def __init__(self, tensors: dict[str, F32], source: str = "weights", digest: str = "") -> None:
+        """tensors: as the training exports them. Raises WeightsError where some are missing."""
+        self._weights = _unpack(tensors, source)
+        self.digest = digest
+
+    @property
+    def size(self) -> int:
+        """K, the number of coefficients."""
+        return len(self._weights.mean)
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> SpeechToExpression:
+        """From a safetensors file; the bundled weights where path is None.
+
+        Raises WeightsError for a file that is missing, damaged or of another kind.
+        """
+        source = str(path) if path is not None else WEIGHTS_FILE
+        try:
+            if path is None:
+                data = files("retalk_models").joinpath("weights", WEIGHTS_FILE).read_bytes()
+            else:
+                data = path.read_bytes()
+            tensors = load(data)
+        except OSError as error:
+            raise WeightsError(f"{source}: cannot be read ({error.strerror})") from None
+        except Exception as error:
+            raise WeightsError(f"{source}: not a safetensors file ({error})") from None
+        return cls(tensors, source, sha256(data).hexdigest())
+
+    def open_stream(self, start: int = 0) -> ExpressionStream:
+        """A stream whose first pushed sample has position `start`."""
+        return ExpressionStream(self._weights, start)
+
+
+class ExpressionStream:
+    """One voice's state. Bounded: it keeps HISTORY_STEPS steps. Used by one thread at a time."""
+
+    def __init__(self, weights: _Weights, start: int = 0) -> None:
+        self._weights = weights
+        self._mel = MelStream()
+        self._level = LevelTracker()
+        self.restart(start)
+
+    def restart(self, position: int) -> None:
+        """Forget everything; the next pushed sample has this position."""
+        weights = self._weights
+        self._mel.reset()
+        self._level.reset()
+        self._start, self._end, self._steps = position, position, 0
+        bands = weights.conv1.shape[0] // 5
+        channels = weights.conv2.shape[0] // 4
+        self._heard = np.zeros((5, bands), np.float32)
+        self._inner = np.zeros((4, channels), np.float32)
+        self._hidden = [np.zeros(weights.hidden, np.float32) for _ in weights.gru]
+        self._odd = False
+        self._positions: deque[int] = deque(maxlen=HISTORY_STEPS)
+        self._values: deque[tuple[F32, float, float]] = deque(maxlen=HISTORY_STEPS)
+
+    @property
+    def end(self) -> int:
+        """Position after the last pushed sample."""
+        return self._end
+
+    @property
+    def ready_until(self) -> int:
+        """The last position that `at` answers from what it heard; beyond it the last step is held."""
+        return self._positions[-1] if self._positions else self._start
+
+    def push(self, pcm: F32) -> None:
+        """(n,) float32 mono at 16 kHz in -1..1, following the last sample pushed."""
+        self._end += len(pcm)
+        for row in features(self._mel.push(pcm), self._level):
+            self._frame(row)
+
+    def _frame(self, row: F32) -> None:
+        weights = self._weights
+        self._heard = np.concatenate([self._heard[1:], row[None]])
+        inner = np.maximum(self._heard.reshape(-1) @ weights.conv1 + weights.bias1, 0)
+        self._inner = np.concatenate([self._inner[1:], inner[None]])
+        self._odd = not self._odd
+        if self._odd:
+            return
+        flow = np.maximum(self._inner.reshape(-1) @ weights.conv2 + weights.bias2, 0)
+        for layer, (into, into_bias, back, back_bias) in enumerate(weights.gru):
+            flow = self._hidden[layer] = _gru(flow, self._hidden[layer], into, into_bias, back, back_bias)
+        values = (flow @ weights.head + weights.head_bias) * weights.spread + weights.mean
+        gates = _sigmoid(flow @ weights.gates + weights.gates_bias)
+        self._positions.append(step_position(self._start, self._steps))
+        self._values.append((values.astype(np.float32), float(gates[0]), float(gates[1])))
+        self._steps += 1
+
+    def at(self, position: int) -> Expression:
+        """The expression at a sample position; interpolates between steps.
+
+        Exact where `end >= position + LOOK_AHEAD`; beyond that the last step is held, and before the
+        history (or before any sound) the mouth rests or the oldest step is held.
+        """
+        if not self._positions:
+            return Expression(np.zeros(len(self._weights.mean), np.float32), 0.0, 0.0)
+        right = bisect_right(self._positions, position)
+        if right == 0 or right == len(self._positions):
+            values, closure, speaking = self._values[0 if right == 0 else -1]
+        else:
+            share = (position - self._positions[right - 1]) / STEP
+            before, after = self._values[right - 1], self._values[right]
+            values = before[0] + np.float32(share) * (after[0] - before[0])
+            closure = before[1] + share * (after[1] - before[1])
+            speaking = before[2] + share * (after[2] - before[2])
+        return Expression(self._gate(values, closure, speaking), closure, speaking)
+
+    def _gate(self, values: F32, closure: float, speaking: float) -> F32:
+        shut_low, shut_high, speak_low, speak_high = (float(v) for v in self._weights.gate_points)
+        out = values * np.float32(_smooth(speaking, speak_low, speak_high))
+        out[0] = max(0.0, float(out[0])) * (1 - _smooth(closure, shut_low, shut_high))
+        return np.asarray(out, np.float32)
+
+
+def _gru(x: F32, hidden: F32, into: F32, into_bias: F32, back: F32, back_bias: F32) -> F32:
+    """One step of a gated recurrent unit, gates in torch's order: reset, update, new."""
+    size = len(hidden)
+    left, right = x @ into + into_bias, hidden @ back + back_bias
+    gates = _sigmoid(left[: 2 * size] + right[: 2 * size])
+    new = np.tanh(left[2 * size :] + gates[:size] * right[2 * size :])
+    return np.asarray(new + gates[size:] * (hidden - new), np.float32)

@@ -1,0 +1,134 @@
+"""Which picture of the inside of the mouth to use: gathers good ones from the source, keeps the choice steady."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from retalk_models.face.geometry import Pose
+from retalk_models.picture import F32, Picture
+from retalk_models.pose_cache import PoseCache, Reference
+from retalk_models.talkin.cavity import draw_cavity
+from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, cut_texture
+from retalk_models.talkin.target import ObservedFace
+
+_OPEN_ENOUGH = 0.045
+"""Aperture (canonical units) from which a frame may serve as a reference."""
+
+_SHUT = 0.02
+"""Aperture under which a change of reference cannot be seen."""
+
+_CROSS_S = 0.12
+"""A change of reference takes three frames at 25 a second."""
+
+_PATIENCE_S = 0.8
+"""How long a drawn mouth may stay once a real one is known, while the lips do not close."""
+
+
+class MouthReferences:
+    """One person's insides of the mouth. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._cache: PoseCache[MouthTexture] = PoseCache()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the person."""
+        self._cache.clear()
+        self._drawn: MouthTexture | None = None
+        self._current: Reference[MouthTexture] | None = None
+        self._before: MouthTexture | None = None
+        self._crossed = 1.0
+        self._waited = 0.0
+        self._last: tuple[F32, float] | None = None
+
+    @property
+    def count(self) -> int:
+        """References of the person's own held now."""
+        return len(self._cache)
+
+    def observe(
+        self, picture: Picture, face: ObservedFace, plane: TeethPlane, light: F32, elapsed_s: float
+    ) -> None:
+        """Keep this frame's mouth if it is a good one."""
+        centre = face.points[[13, 14, 78, 308], :2].mean(axis=0)
+        last, self._last = self._last, (centre, face.opening)
+        if face.opening < _OPEN_ENOUGH or abs(face.pose.yaw) > 0.6 or abs(face.pose.pitch) > 0.5:
+            return
+        motion = 0.0
+        if last is not None and elapsed_s > 0:
+            drift = float(np.linalg.norm(centre - last[0])) / face.pose.scale / elapsed_s
+            motion = max(drift / 1.5, abs(face.opening - last[1]) / elapsed_s / 2.5)
+        best_possible = 0.7 + 0.3 * _openness(face.opening) - 0.4 * min(1.0, motion)
+        if not self._cache.wants(face.pose.yaw, face.pose.pitch, best_possible):
+            return
+        texture = cut_texture(picture, face.points, plane, light)
+        if texture is None:
+            return
+        quality = texture_quality(texture, face.opening) - 0.4 * min(1.0, motion)
+        if quality > 0.2 and self._cache.wants(face.pose.yaw, face.pose.pitch, quality):
+            self._cache.add(Reference(texture, face.pose.yaw, face.pose.pitch, quality))
+
+    def choose(
+        self, pose: Pose, opening: float, lip_line: Opening, light: F32, elapsed_s: float
+    ) -> tuple[tuple[MouthTexture, float], ...]:
+        """One texture, or two while one gives way to another, with weights that sum to 1.
+
+        opening: the target's aperture. lip_line: the neutral mouth's opening. light: of the skin in this frame.
+        """
+        wanted = self._cache.nearest(pose.yaw, pose.pitch, self._current)
+        if wanted is not None and wanted is not self._current and self._crossed >= 1 and self._may_switch(
+            wanted, pose, opening, elapsed_s
+        ):
+            self._before = self._current.item if self._current is not None else self._drawn
+            self._current = wanted
+            self._crossed = 0.0 if self._before is not None else 1.0
+        if self._current is None:
+            if self._drawn is None:
+                self._drawn = draw_cavity(lip_line, light)
+            return ((self._drawn, 1.0),)
+        if self._before is None or self._crossed >= 1:
+            return ((self._current.item, 1.0),)
+        self._crossed = min(1.0, self._crossed + elapsed_s / _CROSS_S)
+        return ((self._before, 1 - self._crossed), (self._current.item, self._crossed))
+
+    def _may_switch(
+        self, wanted: Reference[MouthTexture], pose: Pose, opening: float, elapsed_s: float
+    ) -> bool:
+        if opening < _SHUT:
+            return True
+        if self._current is None:
+            self._waited += elapsed_s
+            return self._drawn is None or self._waited > _PATIENCE_S
+        gain = self._cache.fitness(wanted, pose.yaw, pose.pitch) - self._cache.fitness(
+            self._current, pose.yaw, pose.pitch
+        )
+        return gain > 0.45
+
+
+def _openness(opening: float) -> float:
+    return float(np.clip((opening - 0.03) / 0.08, 0, 1) - np.clip((opening - 0.17) / 0.1, 0, 1))
+
+
+def texture_quality(texture: MouthTexture, opening: float) -> float:
+    """How good a reference a mouth is, about 0..1: well open, teeth and the dark behind them to be seen, sharp."""
+    mask = np.zeros(texture.y.shape, np.uint8)
+    outline = np.concatenate([texture.opening.upper, texture.opening.lower[-2:0:-1]])
+    pixels = texture.plane.to_pixels(outline) - np.array(texture.corner, np.float32)
+    cv2.fillPoly(mask, [np.round(pixels * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
+    inside = mask > 0
+    if inside.sum() < 12:
+        return 0.0
+    skin = max(24.0, float(texture.light[0]) - 16)
+    relative = (texture.y.astype(np.float32) - 16) / skin
+    teeth = float((relative[inside] > 0.7).mean())
+    dark = float((relative[inside] < 0.45).mean())
+    detail = float(np.abs(cv2.Laplacian(texture.y, cv2.CV_32F))[inside].mean()) / skin
+    # Teeth with depth behind them fit every opening; rows that meet fit only their own.
+    return (
+        0.3 * _openness(opening)
+        + 0.2 * min(1.0, teeth / 0.2)
+        + 0.15 * min(1.0, dark / 0.25)
+        + 0.15 * min(1.0, detail / 0.12)
+        + 0.2 * texture.depth
+    )

@@ -1,0 +1,187 @@
+"""Target geometry: the frame's own pose, identity and upper face with the voice's expression on the lower face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retalk_models.face.geometry import (
+    INNER_LIPS,
+    OUTER_LIPS,
+    IdentityEstimator,
+    Pose,
+    aperture,
+    fit_pose,
+    from_canonical,
+    lower_face_weights,
+    to_canonical,
+)
+from retalk_models.face.tracker import ShapeFilter
+from retalk_models.picture import F32
+from retalk_models.talkin.basis import ExpressionBasis
+
+_SETTLE_S = 0.35
+"""Time constant of what the basis cannot say about where the mouth sits (pose error, a lasting smile)."""
+
+_NEUTRAL_S = 0.3
+"""Time constant with which a better estimate of the person's neutral shape is taken on."""
+
+_OPENING_FLOOR = 0.16
+"""Even a person who never opened the mouth may be drawn speaking up to this aperture (canonical units)."""
+
+_OPENING_CEILING = 0.34
+_OPENING_MARGIN = 1.25
+
+_WIDEST = 2.5
+"""Coefficients other than the opening are held softly within so many standard deviations: beyond, skin folds."""
+
+_FLESH = (0.14, 0.26)
+"""How far inside the lip, as a share of its thickness, the drawn lip begins, where the frame's own lips are shut
+and where they are apart: landmarks run on the edge, and a sliver of tooth carried along with the lip shows at once."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ObservedFace:
+    """A tracked frame, factorised and steadied.
+
+    points: (478, 3) pixels. shape: the same, canonical. opening: its aperture, canonical units, at least 0.
+    """
+
+    points: F32
+    pose: Pose
+    shape: F32
+    opening: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TargetFace:
+    """One frame's two geometries.
+
+    source: (478, 2) where the frame's own points are sampled; target: (478, 2) where they shall lie. Pixels.
+    depth: (478,) pixels, larger is farther.
+    opening: aperture drawn, canonical units, at least 0. apart: 0..1, whether the frame's own lips are apart.
+    """
+
+    source: F32
+    target: F32
+    depth: F32
+    pose: Pose
+    opening: float
+    apart: float
+
+
+class OpeningRange:
+    """How far this person opens the mouth: a running robust maximum of the source's own openings."""
+
+    def __init__(self) -> None:
+        self._reach = 0.0
+
+    def reset(self) -> None:
+        self._reach = 0.0
+
+    def update(self, opening: float) -> None:
+        """Take in one frame's own aperture; single wild frames move the range only a little."""
+        if opening > self._reach:
+            self._reach += 0.12 * (opening - self._reach)
+        else:
+            self._reach *= 0.9995
+
+    @property
+    def limit(self) -> float:
+        """The widest aperture to draw, canonical units."""
+        return float(np.clip(_OPENING_MARGIN * self._reach, _OPENING_FLOOR, _OPENING_CEILING))
+
+    def bound(self, opening: float) -> float:
+        """An aperture kept plausible for this person: unchanged below two thirds of the limit, softly held above."""
+        knee = 2 / 3 * self.limit
+        if opening <= knee:
+            return max(0.0, opening)
+        room = self.limit - knee
+        return knee + room * float(np.tanh((opening - knee) / room))
+
+
+class TargetGeometry:
+    """Factorises a tracked face and puts another expression on it. One person's state; not thread-safe."""
+
+    def __init__(self, basis: ExpressionBasis) -> None:
+        self._basis = basis
+        self._identity = IdentityEstimator(basis)
+        self._weights = lower_face_weights()[:, None]
+        self._range = OpeningRange()
+        self._neutral: F32 | None = None
+        self._settle = np.zeros(3, np.float32)
+        self._filter = ShapeFilter()
+
+    def reset(self) -> None:
+        """Forget the person, as after a cut."""
+        self._identity.reset()
+        self._range.reset()
+        self._filter.reset()
+        self._neutral = None
+        self._settle = np.zeros(3, np.float32)
+
+    @property
+    def range(self) -> OpeningRange:
+        return self._range
+
+    @property
+    def neutral(self) -> F32 | None:
+        """(478, 3) this person's canonical neutral shape as used for drawing; None before the first frame."""
+        return self._neutral
+
+    def observe(self, points: F32, elapsed_s: float) -> ObservedFace:
+        """Take in one tracked frame, (478, 3) pixels, elapsed_s after the one before.
+
+        Raises ValueError for points that are not finite.
+        """
+        pose = fit_pose(points, self._neutral)
+        shape = self._filter(to_canonical(points, pose), elapsed_s)
+        self._identity.update(shape)
+        estimate = self._identity.neutral
+        if self._neutral is None:
+            self._neutral = estimate
+        else:
+            self._neutral = self._neutral + _blend(elapsed_s, _NEUTRAL_S) * (estimate - self._neutral)
+        offsets = shape - self._neutral
+        own = self._basis.project(offsets)
+        rest = (offsets - self._basis.apply(own))[list(OUTER_LIPS)].mean(axis=0)
+        self._settle = self._settle + _blend(elapsed_s, _SETTLE_S) * (rest - self._settle)
+        self._range.update(float(own[0]))
+        return ObservedFace(from_canonical(shape, pose), pose, shape, max(0.0, aperture(shape)))
+
+    def bounded(self, expression: F32) -> F32:
+        """(K,) coefficients of a voice, kept plausible for this person."""
+        out = (_WIDEST * np.tanh(expression / _WIDEST)).astype(np.float32)
+        out[0] = self._range.bound(float(expression[0]))
+        return out
+
+    def target(self, face: ObservedFace, expression: F32, strength: float) -> TargetFace:
+        """Geometry for one observed frame.
+
+        expression: (K,) coefficients of the voice. strength: 0 leaves the frame's own mouth, 1 draws the voice's.
+        """
+        neutral = self._neutral if self._neutral is not None else face.shape
+        spoken = neutral + self._basis.apply(expression) + self._settle
+        change = strength * self._weights * (spoken - face.shape)
+        moved = face.points + face.pose.scale * change @ face.pose.rotation.T
+        opening = max(0.0, aperture(face.shape + change))
+        sampled = face.points[:, :2].copy()
+        apart = float(np.clip(face.opening / 0.04, 0, 1))
+        flesh = _FLESH[0] + apart * (_FLESH[1] - _FLESH[0])
+        flesh *= strength * float(np.clip(max(opening, face.opening) / 0.03, 0, 1))
+        inner, outer = list(INNER_LIPS), list(OUTER_LIPS)
+        sampled[inner] += flesh * (sampled[outer] - sampled[inner])
+        return TargetFace(
+            sampled,
+            np.asarray(moved[:, :2], np.float32),
+            np.asarray(moved[:, 2], np.float32),
+            face.pose,
+            opening,
+            apart,
+        )
+
+
+def _blend(elapsed_s: float, constant_s: float) -> float:
+    """The share of the way an exponential average goes in elapsed_s."""
+    return float(1 - np.exp(-max(0.0, elapsed_s) / constant_s))

@@ -1,0 +1,321 @@
+"""One training run of the expression net: recipe, loss, loop with checkpoints, calibration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from retalk_models.engine import VOICE_RATE
+from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, POINTS, mirror_index
+from retalk_models.picture import F32
+from retalk_models.speech import LevelTracker, MelStream, features
+from retalk_models.talkin.basis import ExpressionBasis
+from retalk_models.talkin.batches import Bank, Sampler, real_banks, synthetic_banks
+from retalk_models.talkin.net import SpeechToExpression, step_position
+from retalk_models.talkin.pairs import Pair
+from retalk_models.talkin.recurrent import RecurrentNet
+from retalk_models.talkin.scores import correlation, run
+from retalk_models.talkin.synthetic import Utterance
+
+GATE_POINTS = (0.45, 0.85, 0.15, 0.55)
+"""Where the closure gate starts and ends to shut, and the speaking gate starts and ends to let through."""
+
+
+CHECKPOINT_EVERY = 100
+"""Steps between checkpoints."""
+
+MOST_GAIN = 1.6
+"""Coefficients that can hardly be heard are not widened into noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides the result, besides the clips."""
+
+    seed: int = 0
+    steps: int = 200
+    real: int = 18
+    synthetic: int = 6
+    synthetic_seconds: float = 1500.0
+    rate: float = 1.5e-3
+    decay: float = 0.05
+    hidden: int = 96
+    dropout: float = 0.4
+    held_out: tuple[str, ...] = field(default=())
+
+
+def lip_effect(basis: ExpressionBasis) -> F32:
+    """(K,) how far a unit of each coefficient moves a lip point, root mean square in canonical units."""
+    lips = basis.vectors[:, list(OUTER_LIPS) + list(INNER_LIPS), :2]
+    return np.asarray(np.sqrt((lips**2).sum(2).mean(1)), np.float32)
+
+
+def mirror_matrix(basis: ExpressionBasis) -> F32:
+    """(K, K): coefficients of the mirrored face = matrix @ coefficients."""
+    index = mirror_index()
+    flipped = basis.vectors[:, index] * np.array([-1, 1, 1], np.float32)
+    return np.asarray(basis.project(flipped.reshape(-1, POINTS, 3)).T, np.float32)
+
+
+def _statistics(banks: list[Bank]) -> tuple[F32, F32]:
+    """Mean and spread of every value while speaking, each clip counting alike."""
+    means, squares = [], []
+    for bank in banks:
+        rows = bank.targets[(bank.targets[:, -1] > 0.5) & (bank.targets[:, -2] > 0.5)][:, :-3]
+        means.append(rows.mean(0))
+        squares.append((rows**2).mean(0))
+    mean = np.mean(means, axis=0)
+    return mean.astype(np.float32), np.sqrt(np.mean(squares, axis=0) - mean**2).astype(np.float32)
+
+
+class Objective:
+    """The loss: lip motion, its velocity and its correlation, closure, speaking, and synthetic curves."""
+
+    def __init__(self, mean: F32, spread: F32, effect: F32) -> None:
+        self.mean, self.spread = torch.tensor(mean), torch.tensor(spread)
+        weight = (effect * spread) ** 2
+        weight = weight / weight.sum()
+        weight[0] += 0.4
+        self.weight = torch.tensor((weight / weight.sum()).astype(np.float32))
+        self.smooth = nn.functional.smooth_l1_loss
+
+    def real(self, value: Tensor, gates: Tensor, targets: Tensor) -> Tensor:
+        truth = (targets[..., :-3] - self.mean) / self.spread
+        valid = targets[..., -1:]
+        fault = self.smooth(value, truth, reduction="none", beta=1.0) * 2
+        loss = (fault * self.weight * valid).sum() / valid.sum()
+        both = valid[:, 2:] * valid[:, :-2]
+        speed, true_speed = value[:, 2:] - value[:, :-2], truth[:, 2:] - truth[:, :-2]
+        loss = loss + 0.4 * ((speed - true_speed) ** 2 * self.weight * both).sum() / both.sum()
+        loss = loss + 0.25 * (self._unlikeness(value, truth, valid) * self.weight).sum()
+        return loss + self._gates(gates, targets, 0.15, 0.3)
+
+    @staticmethod
+    def _unlikeness(value: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        """1 - Pearson r over each window, per coefficient; offsets and gains do not count here."""
+        count = valid.sum(1, keepdim=True) + 1e-6
+        left = (value - (value * valid).sum(1, keepdim=True) / count) * valid
+        right = (truth - (truth * valid).sum(1, keepdim=True) / count) * valid
+        norm = torch.sqrt((left**2).sum(1) * (right**2).sum(1) + 1e-3)
+        return 1 - ((left * right).sum(1) / norm).mean(0)
+
+    @staticmethod
+    def _gates(gates: Tensor, targets: Tensor, closure: float, speaking: float) -> Tensor:
+        fault = nn.functional.binary_cross_entropy_with_logits(gates, targets[..., -3:-1], reduction="none")
+        valid = targets[..., -1:]
+        share = fault * torch.tensor([closure, speaking]) * valid
+        return share.sum() / valid.sum()
+
+    def synthetic(self, curves: Tensor, gates: Tensor, targets: Tensor) -> Tensor:
+        fault = ((curves - targets[..., :-3]) ** 2).mean() * 4
+        return 0.5 * fault + self._gates(gates, targets, 0.6, 0.3)
+
+
+def export(net: RecurrentNet, mean: F32, spread: F32) -> dict[str, F32]:
+    """The tensors that `net.SpeechToExpression` takes."""
+    kept = {k: v.numpy().astype(np.float32) for k, v in net.state_dict().items() if "synthetic" not in k}
+    kept["mean"], kept["spread"] = mean, spread
+    kept["gate_points"] = np.array(GATE_POINTS, np.float32)
+    return kept
+
+
+def _spreads(net: SpeechToExpression, sound: F32, seconds: NDArray[np.float64]) -> tuple[F32, F32]:
+    """(K,) spread of the expression, and (K,) mean of it while speaking."""
+    values, gates = run(net, sound, seconds)
+    speaking = gates[:, 1] > 0.5
+    return values.std(0), values[speaking if speaking.any() else slice(None)].mean(0)
+
+
+def _widen(tensors: dict[str, F32], gain: F32, centre: F32) -> dict[str, F32]:
+    wider = dict(tensors)
+    wider["mean"] = (centre + gain * (tensors["mean"] - centre)).astype(np.float32)
+    wider["spread"] = (gain * tensors["spread"]).astype(np.float32)
+    return wider
+
+
+def calibrate(tensors: dict[str, F32], pairs: Sequence[Pair]) -> dict[str, F32]:
+    """Widen the outputs about their mean until they spread as the truth does on these unseen clips.
+
+    The opening is matched fully; the other coefficients, harder to hear, up to MOST_GAIN times.
+    """
+    total = np.ones(len(tensors["mean"]), np.float32)
+    # The gates bend the opening, so one gain does not hit at once.
+    for _ in range(3):
+        net = SpeechToExpression(tensors)
+        ratios, centres = [], []
+        for pair in pairs:
+            inside = (pair.times > 0) & (pair.times < len(pair.sound) / VOICE_RATE)
+            spread, centre = _spreads(net, pair.sound, pair.times[inside])
+            ratios.append(np.log(pair.expression[inside].std(0) / np.maximum(spread, 1e-6)))
+            centres.append(centre)
+        gain = np.exp(np.median(ratios, axis=0)).astype(np.float32)
+        gain[1:] = np.clip(total[1:] * gain[1:], 0.5, MOST_GAIN) / total[1:]
+        total *= gain
+        tensors = _widen(tensors, gain, np.mean(centres, axis=0))
+    return tensors
+
+
+def calibrate_like(
+    tensors: dict[str, F32], others: Sequence[dict[str, F32]], said: Sequence[Utterance]
+) -> dict[str, F32]:
+    """Widen the outputs until they spread as calibrated nets' do, on speech that none has seen lips of."""
+    references = [SpeechToExpression(other) for other in others]
+    seconds = [np.arange(0, len(one.sound) / VOICE_RATE, 0.04) for one in said]
+    goal = np.mean(
+        [
+            [_spreads(net, one.sound, at)[0] for one, at in zip(said, seconds, strict=True)]
+            for net in references
+        ],
+        axis=(0, 1),
+    )
+    for _ in range(3):
+        net = SpeechToExpression(tensors)
+        mine = [_spreads(net, one.sound, at) for one, at in zip(said, seconds, strict=True)]
+        gain = goal / np.maximum(np.mean([spread for spread, _ in mine], axis=0), 1e-6)
+        tensors = _widen(tensors, gain.astype(np.float32), np.mean([centre for _, centre in mine], axis=0))
+    return tensors
+
+
+class Trainer:
+    """One run: data, net, optimiser, checkpoint."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        pairs: Sequence[Pair],
+        said: Sequence[Utterance],
+        out: Path,
+        teachers: Sequence[Path] = (),
+    ) -> None:
+        """teachers: checkpoints of earlier runs, whose mean is learnt besides the truth."""
+        out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.out = recipe, out
+        basis = ExpressionBasis.load()
+        self.pairs = pairs
+        banks = real_banks([pair for pair in pairs if pair.person not in recipe.held_out])
+        made = synthetic_banks(said)
+        self.mean, self.spread = _statistics(banks)
+        self.sampler = Sampler(banks, made, mirror_matrix(basis), recipe.seed)
+        self.objective = Objective(self.mean, self.spread, lip_effect(basis))
+        self.jaw = basis.vectors[:, 152, 1]
+        self.net = RecurrentNet(basis.size, recipe.hidden, recipe.dropout)
+        self.optimiser = torch.optim.AdamW(
+            self.net.parameters(), lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98)
+        )
+        self.average = {k: v.clone() for k, v in self.net.state_dict().items()}
+        self.teachers = []
+        for path in teachers:
+            stored = torch.load(path, weights_only=True)
+            teacher = RecurrentNet(basis.size, recipe.hidden, 0.0).eval()
+            teacher.load_state_dict(stored["average"])
+            self.teachers.append((teacher, stored["mean"], stored["spread"]))
+        self.step, self.losses = 0, list[float]()
+        self.checkpoint = out / "checkpoint.pt"
+        if self.checkpoint.is_file():
+            kept = torch.load(self.checkpoint, weights_only=True)
+            self.net.load_state_dict(kept["net"])
+            self.optimiser.load_state_dict(kept["optimiser"])
+            self.average, self.step, self.losses = kept["average"], kept["step"], kept["losses"]
+            print(f"going on from step {self.step}")
+
+    def _watch(self) -> str:
+        """How the averaged net does on the held-out people: mean r of opening, coefficient 1 and jaw."""
+        net = RecurrentNet(len(self.mean), self.recipe.hidden).eval()
+        net.load_state_dict(self.average)
+        results = []
+        for pair in self.held_out:
+            heard = features(MelStream().push(pair.sound), LevelTracker())
+            with torch.no_grad():
+                value = net(torch.from_numpy(heard[None, : len(heard) // 2 * 2]))[0][0].numpy()
+            value = value * self.spread + self.mean
+            seconds = np.array([step_position(0, j) for j in range(len(value))]) / VOICE_RATE
+            inside = (seconds > max(0.0, pair.times[0])) & (seconds < pair.times[-1])
+            truth, value = pair.at(seconds[inside]), value[inside]
+            both = [
+                (value[:, 0], truth[:, 0]),
+                (value[:, 1], truth[:, 1]),
+                (value @ self.jaw, truth @ self.jaw),
+            ]
+            results.append([correlation(left, right) for left, right in both])
+        return " ".join(f"{value:.3f}" for value in np.mean(results, axis=0)) if results else "-"
+
+    def _save(self) -> None:
+        state = {
+            "net": self.net.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "losses": self.losses,
+            "mean": torch.tensor(self.mean),
+            "spread": torch.tensor(self.spread),
+        }
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.checkpoint)
+
+    def _teach(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Half truth, half the teachers' mean, for the real windows."""
+        with torch.no_grad():
+            said = [teacher(features)[0] * spread + mean for teacher, mean, spread in self.teachers]
+        mixed = targets.clone()
+        mixed[..., :-3] = 0.4 * targets[..., :-3] + 0.6 * torch.stack(said).mean(0)
+        return mixed
+
+    def train(self) -> None:
+        recipe = self.recipe
+        began = time.monotonic()
+        while self.step < recipe.steps:
+            torch.manual_seed(recipe.seed * 1_000_003 + self.step)
+            warm = min(1.0, (self.step + 1) / 50)
+            rate = recipe.rate * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * self.step / recipe.steps)))
+            for group in self.optimiser.param_groups:
+                group["lr"] = float(rate)
+            heard, real, made = (
+                torch.from_numpy(x) for x in self.sampler.batch(self.step, recipe.real, recipe.synthetic)
+            )
+            self.net.train()
+            value, gates, curves = self.net(heard)
+            count = recipe.real
+            if self.teachers:
+                real = self._teach(heard[:count], real)
+            loss = self.objective.real(value[:count], gates[:count], real)
+            if recipe.synthetic:
+                loss = loss + self.objective.synthetic(curves[count:], gates[count:], made)
+            self.optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+            self.optimiser.step()
+            self.step += 1
+            keep = min(0.99, self.step / (self.step + 20))
+            for name, tensor in self.net.state_dict().items():
+                self.average[name].lerp_(tensor, 1 - keep)
+            self.losses.append(float(loss.detach()))
+            if self.step % 50 == 0:
+                recent = np.mean(self.losses[-50:])
+                print(
+                    f"step {self.step}/{recipe.steps} loss {recent:.4f} held-out r {self._watch()} "
+                    f"{time.monotonic() - began:.0f} s",
+                    flush=True,
+                )
+            if self.step % CHECKPOINT_EVERY == 0:
+                self._save()
+        self._save()
+
+    def tensors(self) -> dict[str, F32]:
+        """The averaged net, not yet calibrated."""
+        net = RecurrentNet(len(self.mean), self.recipe.hidden)
+        net.load_state_dict(self.average)
+        return export(net, self.mean, self.spread)
+
+    @property
+    def held_out(self) -> list[Pair]:
+        """The clips that this run does not learn from."""
+        return [pair for pair in self.pairs if pair.person in self.recipe.held_out]

@@ -1,0 +1,219 @@
+"""Dubbed speech as PCM over a WebSocket: start, samples, interrupt, end; credit and playhead back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from server.errors import ApiError, first_problem
+from server.hosted import HostedSession
+from stream.errors import VoiceFull
+from stream.voice import VoiceFormat
+
+logger = logging.getLogger(__name__)
+
+MAX_CHUNK = 64 * 1024
+MAX_TEXT = 4096
+REPORT_INTERVAL_S = 0.1
+LEAST_GRANT_MS = 100
+ROUND_OFF_MS = 20
+"""Credit is whole milliseconds and resampling keeps a few samples; this much is always kept back."""
+
+GOING_AWAY, BAD_DATA, POLICY = 1001, 1007, 1008
+
+
+class Start(BaseModel):
+    """How the binary messages that follow are to be read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["start"]
+    rate: int = Field(ge=8000, le=48000)
+    channels: int = Field(1, ge=1, le=2)
+    format: Literal["s16le", "f32le"] = "s16le"
+
+
+class Interrupt(BaseModel):
+    """Silence everything not yet heard."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["interrupt"]
+
+
+class Finish(BaseModel):
+    """The utterance is complete."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["end"]
+
+
+Header = Annotated[Start | Interrupt | Finish, Field(discriminator="type")]
+_HEADERS: TypeAdapter[Header] = TypeAdapter(Header)
+
+START_HINT = (
+    '{"type":"start","rate":24000,"channels":1,"format":"s16le"} with rate 8000..48000, then binary PCM'
+)
+
+
+class Refusal(Exception):
+    """The client broke the protocol; the socket closes with `code`, the session goes on."""
+
+    def __init__(self, code: int, error: ApiError) -> None:
+        super().__init__(str(error))
+        self.code = code
+        self.error = error
+
+
+class VoiceSocket:
+    """One client that speaks. A later one takes the voice over; so does a client that reconnects."""
+
+    def __init__(self, socket: WebSocket, session: HostedSession) -> None:
+        self._socket = socket
+        self._session = session
+        self._start: Start | None = None
+        self._outstanding_ms = 0.0
+        self._room = asyncio.Event()
+        self._rest = b""
+
+    async def run(self) -> None:
+        """Serve the socket until either side closes it, it loses the voice, or the session ends."""
+        replaced = self._session.claim_voice(self)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._report(), name="voice-socket-report")
+                group.create_task(self._leave_when(replaced, "replaced"), name="voice-socket-replaced")
+                group.create_task(self._leave_when(self._session.ended, "session_ended"), name="voice-end")
+                await self._read()
+                raise _Over
+        except* (_Over, WebSocketDisconnect):
+            pass
+        except* Refusal as refusals:
+            refusal = next(e for e in refusals.exceptions if isinstance(e, Refusal))
+            await self._refuse(refusal)
+        finally:
+            if self._session.holds_voice(self):
+                self._session.voice.end()
+            self._session.release_voice(self)
+
+    async def _read(self) -> None:
+        while True:
+            event = await self._socket.receive()
+            if event["type"] == "websocket.disconnect":
+                return
+            if event.get("text") is not None:
+                await self._control(str(event["text"]))
+            else:
+                await self._speak(event.get("bytes") or b"")
+
+    async def _control(self, text: str) -> None:
+        if len(text) > MAX_TEXT:
+            raise _bad(POLICY, "message_too_large", f"a text message is longer than {MAX_TEXT} characters")
+        try:
+            header = _HEADERS.validate_json(text)
+        except ValidationError as error:
+            problem = first_problem(list(error.errors()))
+            raise _bad(POLICY, "bad_header", f"the message cannot be used: {problem}") from None
+        match header:
+            case Start():
+                self._start = header
+                self._rest = b""
+                await self._send(self._credit())
+            case Interrupt():
+                self._rest = b""
+                self._session.interrupt()
+                self._room.set()
+            case Finish():
+                self._rest = b""
+                self._session.voice.end()
+
+    async def _speak(self, data: bytes) -> None:
+        if self._start is None:
+            raise _bad(POLICY, "no_start", "samples came before a start message")
+        if len(data) > MAX_CHUNK:
+            raise _bad(POLICY, "chunk_too_large", f"a binary message is longer than {MAX_CHUNK} bytes")
+        samples, self._rest = _samples(self._rest + data, self._start)
+        form = VoiceFormat(self._start.rate, self._start.channels)
+        milliseconds = len(samples) / form.channels * 1000 / form.rate
+        self._outstanding_ms = max(0.0, self._outstanding_ms - milliseconds)
+        # Not reading on is what holds a client that sends beyond its credit: TCP stops it.
+        while True:
+            self._room.clear()
+            try:
+                self._session.voice.push(samples, form)
+                return
+            except VoiceFull:
+                epoch = self._session.voice.epoch
+            await self._room.wait()
+            if self._session.voice.epoch != epoch:
+                return  # interrupted while it waited: these samples are of the past
+
+    async def _report(self) -> None:
+        buffered_before = 0
+        while True:
+            await asyncio.sleep(REPORT_INTERVAL_S)
+            self._room.set()
+            voice = self._session.voice
+            buffered = voice.buffered_ms()
+            if buffered or buffered_before:
+                await self._send(
+                    {
+                        "type": "playhead",
+                        "played_ms": self._session.played_ms(),
+                        "buffered_ms": buffered,
+                        "epoch": voice.epoch,
+                    }
+                )
+            buffered_before = buffered
+            if self._start is not None and self._owed() >= LEAST_GRANT_MS:
+                await self._send(self._credit())
+
+    def _owed(self) -> int:
+        return int(self._session.voice.credit_ms() - ROUND_OFF_MS - self._outstanding_ms)
+
+    def _credit(self) -> dict[str, Any]:
+        more = max(0, self._owed())
+        self._outstanding_ms += more
+        return {"type": "credit", "ms": more}
+
+    async def _leave_when(self, event: asyncio.Event, reason: str) -> None:
+        await event.wait()
+        await self._socket.close(GOING_AWAY, reason)
+        raise _Over
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        await self._socket.send_text(json.dumps(message))
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        logger.info("a voice socket was refused: %s", refusal)
+        try:
+            await self._send({"type": "error", "error": refusal.error.body()})
+            await self._socket.close(refusal.code, refusal.error.code)
+        except (WebSocketDisconnect, RuntimeError):
+            logger.debug("a refused voice socket had gone already")
+
+
+class _Over(Exception):
+    """The socket is done with."""
+
+
+def _bad(close_code: int, code: str, message: str) -> Refusal:
+    return Refusal(close_code, ApiError(400, code, message, f"send {START_HINT}"))
+
+
+def _samples(data: bytes, start: Start) -> tuple[NDArray[Any], bytes]:
+    """Whole frames as an interleaved array, and the bytes of a frame that a message boundary cut."""
+    kind = np.dtype("<i2" if start.format == "s16le" else "<f4")
+    whole = len(data) - len(data) % (kind.itemsize * start.channels)
+    samples = np.frombuffer(data[:whole], kind)
+    if kind.kind == "f" and not np.isfinite(samples).all():
+        raise _bad(BAD_DATA, "bad_samples", "f32le samples must be finite numbers in -1..1")
+    return samples.astype(kind.newbyteorder("=")), data[whole:]

@@ -1,0 +1,410 @@
+"""Encodes a session's output once per codec in demand and hands the same packets to every viewer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import av
+from av.audio.codeccontext import AudioCodecContext
+from av.video.codeccontext import VideoCodecContext
+
+from retalk_models.picture import Picture
+from stream.clock import Bell, Clock
+from stream.frames import frame_of
+from stream.media import PLAYOUT_RATE, AudioFrame, DubbedFrame
+from stream.stats import Counts
+
+Codec = Literal["H264", "VP8"]
+
+_TIME_BASE = Fraction(1, 1_000_000)
+_GROUP_S = 2
+_QUEUE_VIDEO = 30
+_QUEUE_AUDIO = 50
+_WAITING = 3
+_KEYFRAME_EVERY_US = 1_000_000
+_RETUNE_EVERY_US = 3_000_000
+_LEAST_BPS = 150_000
+_MOST_BPS = 8_000_000
+_BITS_PER_PIXEL = 0.16
+_OPUS_BPS = 48_000
+_BT601 = 6
+_LIMITED = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedVideo:
+    """One encoded frame: an Annex B access unit (H264) or a VP8 frame. due_us: when it was released."""
+
+    data: bytes
+    time_us: int
+    due_us: int
+    keyframe: bool
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedAudio:
+    """One Opus packet of exactly 20 ms, 48 kHz mono. position: its first sample on the voice time line."""
+
+    data: bytes
+    due_us: int
+    position: int
+
+
+class VideoEncoder:
+    """One open video encoder; remakes itself when the picture's size or the bit rate changes.
+
+    H.264 is constrained baseline with no delay of its own; VP8 runs without the denoiser, which would blur
+    the face. Colours are BT.601 limited, as Picture says.
+    """
+
+    def __init__(self, codec: Codec, fps: int = 25) -> None:
+        self._codec = codec
+        self._fps = fps
+        self._context: VideoCodecContext | None = None
+        self._size = (0, 0)
+        self._bit_rate = 0
+        self._last_pts = -1
+        self.builds = 0
+
+    def encode(
+        self, picture: Picture, due_us: int, time_us: int, keyframe: bool, bit_rate: int | None
+    ) -> EncodedVideo | None:
+        """Encode one frame. bit_rate: what the path carries, where that is less than the size asks for."""
+        frame = frame_of(picture)
+        rate = default_bit_rate(frame.width, frame.height)
+        if bit_rate is not None:
+            rate = min(rate, bit_rate)
+        if self._context is None or self._size != (frame.width, frame.height) or self._bit_rate != rate:
+            self._open(frame.width, frame.height, rate)
+            keyframe = True
+        assert self._context is not None
+        frame.pts = self._last_pts = max(due_us, self._last_pts + 1)
+        frame.time_base = _TIME_BASE
+        if keyframe:
+            frame.pict_type = av.video.frame.PictureType.I
+        packets = self._context.encode(frame)
+        if not packets:
+            return None
+        data = b"".join(bytes(packet) for packet in packets)
+        is_key = any(packet.is_keyframe for packet in packets)
+        return EncodedVideo(data, time_us, due_us, is_key, frame.width, frame.height)
+
+    def _open(self, width: int, height: int, bit_rate: int) -> None:
+        name = "libx264" if self._codec == "H264" else "libvpx"
+        context = av.CodecContext.create(name, "w")
+        assert isinstance(context, VideoCodecContext)
+        context.width, context.height = width, height
+        context.pix_fmt = "yuv420p"
+        context.time_base = _TIME_BASE
+        context.framerate = Fraction(self._fps)
+        context.bit_rate = bit_rate
+        context.gop_size = _GROUP_S * self._fps
+        context.max_b_frames = 0
+        context.thread_count = 1
+        context.colorspace, context.color_range = _BT601, _LIMITED
+        if self._codec == "H264":
+            context.profile = "Baseline"
+            context.options = {
+                "preset": "superfast",
+                "tune": "zerolatency",
+                "forced-idr": "1",
+                "x264-params": f"vbv-maxrate={bit_rate // 1000}:vbv-bufsize={bit_rate // 2000}:scenecut=0",
+            }
+        else:
+            context.options = {
+                "deadline": "realtime",
+                "cpu-used": "-6",
+                "noise-sensitivity": "0",
+                "lag-in-frames": "0",
+                "error-resilient": "1",
+                "static-thresh": "1",
+                "max-intra-rate": "300",
+                "maxrate": str(bit_rate),
+                "minrate": str(bit_rate // 4),
+                "bufsize": str(bit_rate // 2),
+            }
+        context.open()
+        self._context, self._size, self._bit_rate = context, (width, height), bit_rate
+        self.builds += 1
+
+
+class OpusEncoder:
+    """20 ms Opus frames, 48 kHz mono, for speech."""
+
+    def __init__(self) -> None:
+        context = av.CodecContext.create("libopus", "w")
+        assert isinstance(context, AudioCodecContext)
+        context.sample_rate = PLAYOUT_RATE
+        context.layout = "mono"
+        context.format = "s16"
+        context.bit_rate = _OPUS_BPS
+        context.time_base = Fraction(1, PLAYOUT_RATE)
+        context.options = {"application": "voip", "frame_duration": "20"}
+        context.open()
+        self._context = context
+        self._pts = 0
+
+    def encode(self, audio: AudioFrame) -> EncodedAudio | None:
+        frame = av.AudioFrame.from_ndarray(audio.samples.reshape(1, -1), format="s16", layout="mono")
+        frame.sample_rate = PLAYOUT_RATE
+        frame.pts = self._pts
+        self._pts += audio.samples.size
+        packets = self._context.encode(frame)
+        return EncodedAudio(bytes(packets[0]), audio.due_us, audio.position) if packets else None
+
+
+def default_bit_rate(width: int, height: int) -> int:
+    """Bits per second for a talking head of this size at 25 to 30 frames per second."""
+    return int(min(_MOST_BPS, max(400_000, width * height * 25 * _BITS_PER_PIXEL)))
+
+
+class SubscriptionClosed(Exception):
+    """The subscription or its session has ended; nothing more will come."""
+
+
+class Subscription:
+    """One viewer's end of the hub. Used from the event loop's thread only.
+
+    Queues are bounded: a viewer that does not fetch loses the oldest sound, and pictures until a key frame.
+    """
+
+    def __init__(self, hub: EncodedHub, codec: Codec) -> None:
+        self._hub = hub
+        self.codec: Codec = codec
+        self._video: deque[EncodedVideo] = deque()
+        self._audio: deque[EncodedAudio] = deque()
+        self._video_bell = asyncio.Event()
+        self._audio_bell = asyncio.Event()
+        self._needs_keyframe = True
+        self.bit_rate: int | None = None
+        self.closed = False
+        self.dropped = 0
+
+    async def next_video(self) -> EncodedVideo:
+        """The next encoded frame; the first one is a key frame. Raises SubscriptionClosed at the end."""
+        while not self._video:
+            if self.closed:
+                raise SubscriptionClosed
+            self._video_bell.clear()
+            await self._video_bell.wait()
+        return self._video.popleft()
+
+    async def next_audio(self) -> EncodedAudio:
+        """The next 20 ms. Raises SubscriptionClosed at the end."""
+        while not self._audio:
+            if self.closed:
+                raise SubscriptionClosed
+            self._audio_bell.clear()
+            await self._audio_bell.wait()
+        return self._audio.popleft()
+
+    def request_keyframe(self) -> None:
+        """Ask for a key frame, which all viewers of this codec get; at most one per second is made."""
+        self._hub.request_keyframe(self.codec)
+
+    def set_bitrate(self, bits_per_second: int | None) -> None:
+        """What this viewer's path can carry; the least of all viewers' is used. None: no opinion."""
+        self.bit_rate = bits_per_second
+
+    def close(self) -> None:
+        """Stop receiving. Idempotent."""
+        self._hub.unsubscribe(self)
+        self.finish()
+
+    def finish(self) -> None:
+        self.closed = True
+        self._video_bell.set()
+        self._audio_bell.set()
+
+    def put_video(self, packet: EncodedVideo) -> None:
+        if len(self._video) >= _QUEUE_VIDEO:
+            self.drop_video()
+        if packet.keyframe:
+            self._needs_keyframe = False
+        if self._needs_keyframe:
+            self._hub.request_keyframe(self.codec)
+            return
+        self._video.append(packet)
+        self._video_bell.set()
+
+    def put_audio(self, packet: EncodedAudio) -> None:
+        if len(self._audio) >= _QUEUE_AUDIO:
+            self._audio.popleft()
+            self.dropped += 1
+        self._audio.append(packet)
+        self._audio_bell.set()
+
+    def drop_video(self) -> None:
+        """Forget undelivered pictures; what follows is useless until the next key frame."""
+        if self._video:
+            self.dropped += len(self._video)
+            self._video.clear()
+            self._needs_keyframe = True
+            self._hub.request_keyframe(self.codec)
+
+    def drop_audio(self) -> None:
+        self.dropped += len(self._audio)
+        self._audio.clear()
+
+    def __len__(self) -> int:
+        return len(self._video) + len(self._audio)
+
+
+class _Lane:
+    """One codec in demand: its encoder, and what its viewers ask of it."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.encoder = VideoEncoder(codec)
+        self.keyframe_wanted = True
+        self.keyframe_us = -_KEYFRAME_EVERY_US
+        self.bit_rate: int | None = None
+        self.retuned_us = 0
+
+
+class EncodedHub:
+    """A session's live output: `subscribe`, then fetch packets. Nothing is encoded that nobody watches."""
+
+    def __init__(self, clock: Clock, counts: Counts | None = None) -> None:
+        self._clock = clock
+        self._counts = counts or Counts()
+        self._subscriptions: list[Subscription] = []
+        self._lanes: dict[Codec, _Lane] = {}
+        self._waiting: deque[DubbedFrame] = deque()
+        self._bell = Bell()
+        self._opus: OpusEncoder | None = None
+        self._closed = False
+        self.dropped = 0
+        self.refused = 0
+        self.encoded = 0
+
+    def subscribe(self, codec: Codec = "H264") -> Subscription:
+        """Begin to watch. Raises ValueError for a codec that is not made here."""
+        if codec not in ("H264", "VP8"):
+            raise ValueError(f"no encoder for {codec!r}; the codecs are: H264, VP8")
+        subscription = Subscription(self, codec)
+        if self._closed:
+            subscription.finish()
+            return subscription
+        self._subscriptions.append(subscription)
+        lane = self._lanes.setdefault(codec, _Lane(codec))
+        lane.keyframe_wanted = True
+        lane.keyframe_us = -_KEYFRAME_EVERY_US
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+        if all(other.codec != subscription.codec for other in self._subscriptions):
+            self._lanes.pop(subscription.codec, None)
+
+    def request_keyframe(self, codec: Codec) -> None:
+        lane = self._lanes.get(codec)
+        if lane is not None:
+            lane.keyframe_wanted = True
+
+    def video(self, frame: DubbedFrame) -> None:
+        if not self._lanes:
+            return
+        if len(self._waiting) >= _WAITING:
+            self._waiting.popleft()
+            self.dropped += 1
+        self._waiting.append(frame)
+        self._bell.ring()
+
+    def audio(self, frame: AudioFrame) -> None:
+        if not self._subscriptions:
+            return
+        if self._opus is None:
+            self._opus = OpusEncoder()
+        packet = self._opus.encode(frame)
+        if packet is not None:
+            for subscription in self._subscriptions:
+                subscription.put_audio(packet)
+
+    def interrupt(self, epoch: int) -> None:
+        stale = [frame for frame in self._waiting if frame.epoch < epoch and frame.dubbed]
+        for frame in stale:
+            self._waiting.remove(frame)
+        for subscription in self._subscriptions:
+            subscription.drop_audio()
+            subscription.drop_video()
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "encoded": self.encoded,
+            "encode_dropped": self.dropped,
+            "encode_refused": self.refused,
+            "encode_queue": len(self._waiting),
+            "viewers": len(self._subscriptions),
+            "viewer_dropped": sum(s.dropped for s in self._subscriptions),
+            "viewer_queue": max((len(s) for s in self._subscriptions), default=0),
+        }
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        executor = ThreadPoolExecutor(1, "retalk-encode")
+        try:
+            while True:
+                while self._waiting:
+                    frame = self._waiting.popleft()
+                    for codec, lane in list(self._lanes.items()):
+                        keyframe, rate = self._plan(codec, lane)
+                        began = time.perf_counter()
+                        try:
+                            packet = await loop.run_in_executor(
+                                executor,
+                                lane.encoder.encode,
+                                frame.picture,
+                                frame.due_us,
+                                frame.time_us,
+                                keyframe,
+                                rate,
+                            )
+                        except (av.error.FFmpegError, ValueError):
+                            # A picture that this codec will not take costs that picture, never the stream.
+                            self.refused += 1
+                            continue
+                        self._counts.stage("encode", (time.perf_counter() - began) * 1000)
+                        if packet is not None:
+                            self._hand_out(codec, lane, packet)
+                await self._clock.wait(self._bell)
+        finally:
+            self._closed = True
+            for subscription in self._subscriptions:
+                subscription.finish()
+            self._subscriptions.clear()
+            self._lanes.clear()
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    def _hand_out(self, codec: Codec, lane: _Lane, packet: EncodedVideo) -> None:
+        self.encoded += 1
+        if packet.keyframe:
+            lane.keyframe_wanted = False
+            lane.keyframe_us = self._clock.now_us()
+        for subscription in self._subscriptions:
+            if subscription.codec == codec:
+                subscription.put_video(packet)
+
+    def _plan(self, codec: Codec, lane: _Lane) -> tuple[bool, int | None]:
+        """Whether the next frame is to be a key frame, and at what bit rate it goes."""
+        now_us = self._clock.now_us()
+        keyframe = lane.keyframe_wanted and now_us - lane.keyframe_us >= _KEYFRAME_EVERY_US
+        wishes = [s.bit_rate for s in self._subscriptions if s.codec == codec and s.bit_rate]
+        wish = min(max(min(wishes), _LEAST_BPS), _MOST_BPS) if wishes else None
+        # An open encoder cannot be retuned, and a new one costs a key frame: only for a change worth it.
+        if wish != lane.bit_rate and (
+            wish is None
+            or lane.bit_rate is None
+            or (not 0.8 <= wish / lane.bit_rate <= 1.3 and now_us - lane.retuned_us >= _RETUNE_EVERY_US)
+        ):
+            lane.bit_rate = wish
+            lane.retuned_us = now_us
+        return keyframe, lane.bit_rate

@@ -1,0 +1,130 @@
+"""The quality ladder: costs quality before it costs the stream."""
+
+from __future__ import annotations
+
+from retalk_models.engine import Rung
+
+_TOO_LOAD = 0.9
+_ROOM_LOAD = 0.6
+_SETTLE_US = 400_000
+_CALM_US = 3_000_000
+_FIRST_PROBE_US = 500_000
+_LONGEST_WAIT_US = 30_000_000
+_TRUSTED_AFTER_US = 10_000_000
+_WEIGHT = 0.2
+_WORST_LOAD = 3.0
+
+
+class QualityLadder:
+    """Chooses a session's rung from what its windows cost and whether its frames came late.
+
+    Load is the wall time from a window's submission to its result over the time that the window covers.
+    Down one rung when the load passes 0.9, or when frames come late, before a backlog can form; up one when
+    it stayed below 0.6 for three seconds, twice as long after every step up that had to be taken back.
+    A fault goes straight to pass-through. One window is tried after half a second, then after ever longer
+    waits; the first that succeeds leads back to where it was, or, if it had only just recovered, one below.
+    """
+
+    def __init__(self, fixed: bool = False) -> None:
+        self._fixed = fixed
+        self._rung = Rung.FULL
+        self._load = 0.0
+        self._changed_us = 0
+        self._calm_since_us = 0
+        self._calm_us = _CALM_US
+        self._climbed_us: int | None = None
+        self._probe_us = 0
+        self._wait_us = _FIRST_PROBE_US
+        self._late = 0
+        self._cost_us = 0.0
+        self._resume = Rung.FULL
+        self._recovered_us: int | None = None
+        self.faulted = False
+
+    @property
+    def rung(self) -> Rung:
+        return self._rung
+
+    @property
+    def load(self) -> float:
+        return self._load
+
+    @property
+    def cost_us(self) -> int:
+        """What a window took lately, from submission to result."""
+        return int(self._cost_us)
+
+    def may_run(self, now_us: int) -> bool:
+        """Whether a window may be given to the engine now; at pass-through only as a probe."""
+        return self._rung < Rung.PASS_THROUGH or now_us >= self._probe_us
+
+    def wake_us(self) -> int | None:
+        """When a probe falls due, at pass-through."""
+        return self._probe_us if self._rung == Rung.PASS_THROUGH else None
+
+    def window_rung(self) -> Rung:
+        """The rung at which a window goes to the engine; a probe goes at the cheapest that draws."""
+        return min(self._rung, Rung.HALF_RATE)
+
+    def finished(self, now_us: int, cost_us: int, span_us: int, on_time: bool) -> None:
+        """A window came back, in time to be shown or not."""
+        load = min(cost_us / max(1, span_us), _WORST_LOAD)
+        self._cost_us += _WEIGHT * (cost_us - self._cost_us)
+        if self._rung == Rung.PASS_THROUGH:
+            if self.faulted:
+                self.faulted = False
+                self._recovered_us = now_us
+                self._move(self._resume, now_us)
+            elif on_time:
+                self._wait_us = _FIRST_PROBE_US
+                self._move(Rung.HALF_RATE, now_us)
+            else:
+                self._back_off(now_us)
+            return
+        self._load += _WEIGHT * (load - self._load)
+        self._late = 0 if on_time else self._late + 1
+        if self._fixed:
+            return
+        settled = now_us - self._changed_us >= _SETTLE_US
+        if settled and (min(self._load, load) > _TOO_LOAD or self._late >= 3):
+            if self._climbed_us is not None and now_us - self._climbed_us < 4 * self._calm_us:
+                self._calm_us = min(2 * self._calm_us, _LONGEST_WAIT_US)
+            self._down(now_us)
+        elif self._load > _ROOM_LOAD or not on_time:
+            self._calm_since_us = now_us
+        elif self._rung > Rung.FULL and now_us - self._calm_since_us >= self._calm_us:
+            self._climbed_us = now_us
+            self._move(Rung(self._rung - 1), now_us)
+
+    def failed(self, now_us: int) -> None:
+        """The engine raised or did not answer."""
+        if self.faulted:
+            self._back_off(now_us)
+            return
+        self.faulted = True
+        self._resume = min(self._rung, Rung.HALF_RATE)
+        again = self._recovered_us is not None and now_us - self._recovered_us < _TRUSTED_AFTER_US
+        if not again:
+            self._wait_us = _FIRST_PROBE_US
+        elif not self._fixed:
+            self._resume = min(Rung(self._resume + 1), Rung.HALF_RATE)
+        self._move(Rung.PASS_THROUGH, now_us)
+        self._probe_us = now_us + self._wait_us
+        if again:
+            self._back_off(now_us)
+
+    def _down(self, now_us: int) -> None:
+        self._move(Rung(self._rung + 1), now_us)
+        if self._rung == Rung.PASS_THROUGH:
+            self._probe_us = now_us + self._wait_us
+
+    def _back_off(self, now_us: int) -> None:
+        self._wait_us = min(2 * self._wait_us, _LONGEST_WAIT_US)
+        self._probe_us = now_us + self._wait_us
+
+    def _move(self, rung: Rung, now_us: int) -> None:
+        self._rung = rung
+        self._changed_us = now_us
+        self._calm_since_us = now_us
+        self._load = min(self._load, _ROOM_LOAD)
+        self._late = 0

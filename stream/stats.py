@@ -1,0 +1,132 @@
+"""What a session says about itself."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from retalk_models.engine import FaceState, Rung
+
+
+class SessionState(StrEnum):
+    """Where a session stands."""
+
+    WAITING = "waiting"  # no frame of the source has come yet
+    LIVE = "live"
+    FAULTED = "faulted"  # the engine failed; frames pass through until a probe succeeds
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Percentiles of recent values."""
+
+    p50: float = 0.0
+    p95: float = 0.0
+    max: float = 0.0
+
+
+class Recent:
+    """The last few hundred values of a figure."""
+
+    def __init__(self, count: int = 500) -> None:
+        self._values: deque[float] = deque(maxlen=count)
+
+    def add(self, value: float) -> None:
+        self._values.append(value)
+
+    def spread(self) -> Spread:
+        if not self._values:
+            return Spread()
+        values = np.array(self._values)
+        p50, p95 = np.percentile(values, (50, 95))
+        return Spread(float(p50), float(p95), float(values.max()))
+
+
+class Pace:
+    """Events per second over the last two seconds."""
+
+    def __init__(self) -> None:
+        self._times: deque[int] = deque(maxlen=256)
+
+    def add(self, time_us: int) -> None:
+        self._times.append(time_us)
+
+    def per_second(self, now_us: int) -> float:
+        recent = [t for t in self._times if t > now_us - 2_000_000]
+        if len(recent) < 2:
+            return 0.0
+        return (len(recent) - 1) * 1e6 / (recent[-1] - recent[0]) if recent[-1] > recent[0] else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStats:
+    """One look at a session. Latencies in milliseconds, counters since its start.
+
+    face: state of the newest dubbed frame; faces: frames per state.
+    added_latency_ms: release of a frame minus its arrival. skew_ms: audio time minus video time at release.
+    stage_ms: per window, by stage: the engine's own, "queue" (waiting for it) and "encode".
+    late: frames whose dub was not ready when due; stale: whose dub was of an older epoch.
+    """
+
+    state: SessionState
+    rung: Rung
+    face: FaceState
+    faces: Mapping[str, int]
+    rungs: Mapping[str, int]
+    stage_ms: Mapping[str, Spread]
+    added_latency_ms: Spread
+    skew_ms: Spread
+    fps_in: float
+    fps_out: float
+    frames_in: int
+    frames_out: int
+    dubbed: int
+    late: int
+    stale: int
+    dropped: int
+    rejected: int
+    gaps: int
+    gap_ms: int
+    epoch: int
+    speaking: bool
+    playout_delay_ms: int
+    voice_shift_ms: int
+    voice_buffered_ms: int
+    played_ms: int
+    faults: int
+    last_fault: str
+    queues: Mapping[str, int]
+    encoded: Mapping[str, int] = field(default_factory=dict)
+
+
+class Counts:
+    """The mutable side of SessionStats, written by the session's tasks on one thread."""
+
+    def __init__(self, kept: int = 500) -> None:
+        self._kept = kept
+        self.faces: Counter[str] = Counter()
+        self.rungs: Counter[str] = Counter()
+        self.face = FaceState.NONE
+        self.stages: dict[str, Recent] = {}
+        self.latency_ms = Recent(kept)
+        self.skew_ms = Recent(kept)
+        self.arrivals = Pace()
+        self.releases = Pace()
+        self.frames_out = 0
+        self.dubbed = 0
+        self.late = 0
+        self.stale = 0
+        self.overflowed = 0
+        self.audio_skipped = 0
+        self.faults = 0
+        self.last_fault = ""
+
+    def stage(self, name: str, milliseconds: float) -> None:
+        if name not in self.stages:
+            self.stages[name] = Recent(self._kept)
+        self.stages[name].add(milliseconds)

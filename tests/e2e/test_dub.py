@@ -1,0 +1,166 @@
+"""A real face, a real voice from a file, a real browser: the mouth speaks the voice, not the source."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from playwright.sync_api import Playwright
+
+from benchmarks.crossdub import track_opening
+from tests.e2e.camera import RATE, Camera
+from tests.e2e.chromium import Seen, begin_capture, chromium, end_capture, errors_on
+from tests.e2e.conftest import Served
+from tests.e2e.lips import Following, assert_follows_voice, following
+from tests.e2e.person import (
+    BLOCK_HZ,
+    as_wav,
+    choose,
+    loudness,
+    on_grid,
+    own_opening,
+    shown_opening,
+    start,
+    stop,
+    voice_began_s,
+    voice_grid,
+)
+
+F64 = NDArray[np.float64]
+
+PLAY_S = 11.0
+SKEW_REACH_S = 0.24
+
+
+@dataclass(frozen=True)
+class Played:
+    """One live dub: what the page showed, and three openings on the voice's own time line."""
+
+    seen: Seen
+    errors: list[str]
+    heard_r: float
+    mouth: F64
+    asked: F64
+    own: F64
+    loud: F64
+
+    def judge(self, mouth: F64) -> Following:
+        return following(mouth, self.asked, self.own, SKEW_REACH_S)
+
+
+@pytest.fixture(scope="module")
+def asked(film: Camera, voice: Path, tmp_path_factory: pytest.TempPathFactory) -> F64:
+    """The opening that this voice asks for, on its own time line: the offline dub of the same film."""
+    out = tmp_path_factory.mktemp("offline") / "dub.mp4"
+    command = [
+        sys.executable,
+        "-m",
+        "server.cli",
+        "dub",
+        film.path,
+        voice,
+        "-o",
+        out,
+        "--consent",
+        "--idle",
+        "rest",
+    ]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+    track = track_opening(out)
+    return on_grid(track.seconds, track.opening, voice_grid(voice))
+
+
+def play(
+    driver: Playwright,
+    server: Served,
+    film: Camera,
+    voice: Path,
+    asked: F64,
+    seconds: float,
+    microphone: Path | None,
+) -> Played:
+    """Start a session with `voice` as a file, or as what the microphone hears, and watch it for a while."""
+    with chromium(driver, film.path, microphone) as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        errors = errors_on(page)
+        page.goto(server.url)
+        choose(page, "camera", "microphone" if microphone else voice, idle="rest")
+        begin_capture(page, pictures=True)
+        start(page)
+        page.wait_for_timeout(seconds * 1000)
+        seen = end_capture(page)
+        stop(page)
+    began_s, heard_r = voice_began_s(seen, voice)
+    grid = voice_grid(voice)
+    blocks = loudness(voice)
+    return Played(
+        seen=seen,
+        errors=errors,
+        heard_r=heard_r,
+        mouth=on_grid(seen.frame_s - began_s, shown_opening(seen), grid),
+        asked=asked,
+        own=on_grid(seen.frame_s - began_s, own_opening(seen, film), grid),
+        loud=np.interp(grid, np.arange(len(blocks)) / BLOCK_HZ, blocks),
+    )
+
+
+@pytest.fixture(scope="module")
+def played(driver: Playwright, server: Served, film: Camera, voice: Path, asked: F64) -> Played:
+    return play(driver, server, film, voice, asked, PLAY_S, None)
+
+
+@pytest.mark.e2e
+def test_page_plays_without_a_complaint(played: Played) -> None:
+    assert played.errors == []
+    shown_s = played.seen.frame_s[-1] - played.seen.frame_s[0]
+    # A test machine may be busy; benchmarks/browser.py measures the rate on a quiet one.
+    assert len(played.seen.frame_s) / shown_s > 0.4 * RATE
+    assert (played.seen.number >= 0).mean() > 0.9, "the dubbed picture does not carry the source's numbers"
+
+
+@pytest.mark.e2e
+def test_voice_is_heard_whole(played: Played) -> None:
+    assert played.heard_r > 0.9
+
+
+@pytest.mark.e2e
+def test_mouth_follows_the_voice_and_not_the_source(played: Played) -> None:
+    found = played.judge(played.mouth)
+    assert_follows_voice(found)
+    assert abs(found.lag_s) <= 0.1, f"lips and sound are apart: {found}"
+
+
+@pytest.mark.e2e
+def test_mouth_rests_in_the_voice_s_pauses(played: Played) -> None:
+    """Without any help from the engine: open where the file is loud, closed where it has long been silent."""
+    loud = played.loud > 0.25 * played.loud.max()
+    silent = np.convolve(played.loud > 0.06 * played.loud.max(), np.ones(21), mode="same") == 0
+    assert loud.sum() > 50
+    assert silent.sum() > 25
+    speaking, resting = np.nanmean(played.mouth[loud]), np.nanmean(played.mouth[silent])
+    assert speaking > 2 * resting, f"opening {speaking:.3f} in speech, {resting:.3f} in pauses"
+
+
+@pytest.mark.e2e
+def test_source_s_own_mouth_would_be_found_out(played: Played) -> None:
+    """The same judgement on a dub that does nothing: it must fail, or the tests above prove nothing."""
+    with pytest.raises(AssertionError):
+        assert_follows_voice(played.judge(played.own))
+    alike = np.nanstd(played.mouth) / np.nanstd(played.own)
+    with pytest.raises(AssertionError):
+        assert_follows_voice(played.judge(played.mouth + alike * played.own))
+
+
+@pytest.mark.e2e
+def test_microphone_is_a_voice_too(
+    driver: Playwright, server: Served, film: Camera, voice: Path, asked: F64, tmp_path: Path
+) -> None:
+    heard = play(driver, server, film, voice, asked, PLAY_S - 2, as_wav(voice, tmp_path / "microphone.wav"))
+    assert heard.errors == []
+    assert heard.heard_r > 0.6
+    assert_follows_voice(heard.judge(heard.mouth), least_r=0.4)

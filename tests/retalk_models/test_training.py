@@ -1,0 +1,191 @@
+"""The training pieces: dominance mouths, augmentation, batches, scores, and a run that can be resumed."""
+
+from __future__ import annotations
+
+import ctypes.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retalk_models.picture import F32
+from retalk_models.talkin import augment, trainer
+from retalk_models.talkin.basis import ExpressionBasis
+from retalk_models.talkin.batches import FRAMES, Sampler, real_banks, synthetic_banks
+from retalk_models.talkin.corpus import person_of, read_catalogue
+from retalk_models.talkin.net import SpeechToExpression
+from retalk_models.talkin.pairs import Pair
+from retalk_models.talkin.scores import correlation, score, table
+from retalk_models.talkin.synthetic import Phone, Utterance, mouth, utterances
+from retalk_models.talkin.train_expression import folds
+from retalk_models.talkin.trainer import Recipe, Trainer, calibrate, mirror_matrix
+
+BASIS = ExpressionBasis.load()
+
+
+def _sound(seconds: float, seed: int) -> F32:
+    rng = np.random.default_rng(seed)
+    at = np.arange(round(seconds * 16000)) / 16000
+    buzz = np.sin(2 * np.pi * 150 * at) + 0.6 * np.sin(2 * np.pi * 900 * at)
+    return np.asarray(
+        0.2 * np.clip(np.sin(2 * np.pi * 1.9 * at), 0, 1) * buzz + rng.normal(0, 0.001, len(at)), np.float32
+    )
+
+
+def _pair(name: str, seconds: float, seed: int) -> Pair:
+    """Lips that open with the loudness."""
+    times = np.arange(0, seconds, 0.04)
+    opening = 0.1 * np.clip(np.sin(2 * np.pi * 1.9 * times), 0, 1)
+    expression = np.zeros((len(times), BASIS.size), np.float32)
+    expression[:, 0] = opening
+    expression[:, 1] = 10 * opening + seed
+    expression[:, 2:] = np.random.default_rng(seed).normal(0, 0.3, (len(times), BASIS.size - 2))
+    return Pair(name, person_of(name), _sound(seconds, seed), times, expression, opening.astype(np.float32))
+
+
+def _spoken(seconds: float = 4.0) -> Utterance:
+    phones = (Phone("a", 0.5, 0.8), Phone("m", 0.8, 0.9), Phone("u", 0.9, 1.2), Phone("p", 1.3, 1.35))
+    return Utterance(_sound(seconds, 9), (*phones, Phone("i", 1.35, 1.6)), "xx")
+
+
+def test_the_dominance_mouth_opens_rounds_and_shuts() -> None:
+    curves, closed, speaking = mouth(_spoken(), 4.0)
+
+    def at(seconds: float) -> int:
+        return round(seconds / 0.02)
+
+    assert curves[at(0.65), 0] > 0.6
+    assert curves[at(0.85), 0] == 0
+    assert closed[at(0.85)] == 1
+    assert curves[at(1.1), 2] > 0.6 > 0.3 > curves[at(0.65), 2]
+    assert curves[at(1.5), 3] > curves[at(1.1), 3]
+    assert closed[at(1.27)] == 1, "a voiceless stop shuts before the burst that its event marks"
+    assert closed[at(1.34)] == 0
+    assert speaking[at(0.65)] == 1
+    assert speaking[at(2.5)] == 0
+    assert curves.min() >= 0
+    assert curves.max() <= 1
+
+
+@pytest.mark.skipif(ctypes.util.find_library("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_espeak_gives_sound_with_ordered_phones() -> None:
+    said = list(utterances(12.0, 3))
+    assert sum(len(one.sound) for one in said) >= 12 * 16000
+    for one in said:
+        starts = [phone.start for phone in one.phones]
+        assert starts == sorted(starts)
+        assert one.phones[-1].end <= len(one.sound) / 16000 + 0.01
+        assert one.sound.std() > 1e-3
+
+
+def test_time_warp_moves_sound_and_lips_together() -> None:
+    steps = np.arange(400, dtype=np.float32)
+    power = np.repeat(np.repeat(steps, 2)[:, None], 4, 1)
+    window = augment.warp_time(power, steps[:, None], 100, 300, np.random.default_rng(0))
+    assert np.abs(window.power[::2, 0] - window.targets[:, 0]).max() < 1.01
+    assert window.targets[0, 0] == 50
+
+
+def test_a_longer_tract_lowers_the_resonances() -> None:
+    power = np.zeros((3, 40), np.float32)
+    power[:, 25] = 1
+    centre = np.arange(40)
+    places = [
+        float(row @ centre / row.sum()) for row in (augment.warp_formants(power, f)[0] for f in (0.87, 1.15))
+    ]
+    assert places[0] > 26.5 > 23.5 > places[1]
+    assert (augment.warp_formants(power, 1.0) == power).all()
+
+
+def test_targets_carry_the_nets_delay_and_the_speed() -> None:
+    pair = _pair("x1", 5.0, 1)
+    slow, plain = real_banks([pair], speeds=(0.84, 1.0))
+    assert len(slow.power) > 1.15 * len(plain.power)
+    loud = plain.power.mean(1)
+    opening = plain.targets[:, 0]
+    # Step j hears up to frame 2 j + 1 and speaks of 100 ms before, so the opening trails the loudness.
+    lags = range(-5, 20)
+    fits = [correlation(opening[20:-20], np.roll(loud[::2], lag)[20:-20]) for lag in lags]
+    assert 2 <= lags[int(np.argmax(fits))] <= 8
+    assert slow.targets[:, -1].mean() > 0.9
+
+
+def test_batches_repeat_and_have_the_documented_shapes() -> None:
+    real = real_banks([_pair("x1", 5.0, 1), _pair("x2", 3.0, 2)], speeds=(1.0,))
+    sampler = Sampler(real, synthetic_banks([_spoken()]), mirror_matrix(BASIS), 7)
+    first, second = sampler.batch(3, 4, 2), sampler.batch(3, 4, 2)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not np.array_equal(first[0], sampler.batch(4, 4, 2)[0])
+    assert first[0].shape == (6, FRAMES, 41)
+    assert first[1].shape == (4, FRAMES // 2, BASIS.size + 3)
+    assert np.isfinite(first[0]).all()
+
+
+def test_mirroring_twice_is_nothing() -> None:
+    matrix = mirror_matrix(BASIS)
+    assert np.abs(matrix @ matrix - np.eye(BASIS.size)).max() < 0.05
+    assert matrix[0, 0] == pytest.approx(1.0, abs=0.01)
+
+
+def test_folds_keep_people_apart_and_balanced() -> None:
+    pairs = [_pair(f"x{i}", 2.0 + i % 5, i) for i in range(12)] + [_pair("a02_x", 3, 1), _pair("a12_x", 3, 1)]
+    groups = folds(pairs, 4)
+    people = [person for group in groups for person in group]
+    assert sorted(people) == sorted({pair.person for pair in pairs})
+    assert len(people) == 13
+    assert max(map(len, groups)) - min(map(len, groups)) <= 2
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 2)
+    recipe = Recipe(steps=5, real=2, synthetic=1, hidden=16, held_out=("x2",))
+    pairs, said = [_pair("x1", 5.0, 1), _pair("x2", 4.0, 2)], [_spoken()]
+
+    through = Trainer(recipe, pairs, said, tmp_path / "through")
+    through.train()
+
+    stopped = Trainer(recipe, pairs, said, tmp_path / "stopped")
+    draw = stopped.sampler.batch
+
+    def until_three(step: int, real: int, synthetic: int) -> tuple[F32, F32, F32]:
+        if step == 3:
+            raise KeyboardInterrupt
+        return draw(step, real, synthetic)
+
+    monkeypatch.setattr(stopped.sampler, "batch", until_three)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = Trainer(recipe, pairs, said, tmp_path / "stopped")
+    assert resumed.step == 2
+    resumed.train()
+    for name, tensor in through.tensors().items():
+        assert np.allclose(tensor, resumed.tensors()[name], atol=1e-6), name
+
+
+def test_a_short_run_learns_and_its_spread_is_matched(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    recipe = Recipe(steps=60, real=6, synthetic=0, hidden=24, dropout=0.0, rate=8e-3, held_out=("x3",))
+    pairs = [_pair("x1", 6.0, 1), _pair("x2", 6.0, 2), _pair("x3", 6.0, 3)]
+    run = Trainer(recipe, pairs, [], tmp_path)
+    run.train()
+    assert np.mean(run.losses[-10:]) < 0.8 * np.mean(run.losses[:5])
+    tensors = calibrate(run.tensors(), run.held_out)
+    found = score(SpeechToExpression(tensors), pairs[2])
+    assert found.opening_r > 0.6
+    assert 0.8 < found.spread < 1.25
+    assert abs(found.best_lag_ms) <= 60
+    assert "| x3 |" in table([found])
+
+
+def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"clips\.csv: no catalogue"):
+        read_catalogue(tmp_path, "train")
+
+
+def test_the_catalogue_gives_lags_in_seconds(clips: Path) -> None:
+    entries = {entry.name: entry for entry in read_catalogue(clips, "train")}
+    assert len(entries) == 53
+    assert entries["a01_620900105"].lips_minus_sound_s == pytest.approx(0.12)
+    assert not entries["d41_d6"].paired

@@ -1,0 +1,97 @@
+"""`serve` as a process: it says where it listens, drains when told to stop, and ends well."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+PROGRAM = """
+import asyncio, sys
+from server import app
+from server.settings import load_settings
+from server.streams import Streams
+from tests.server.engines import PatchEngine
+
+async def load(settings):
+    return Streams(PatchEngine())
+
+app.create_app.__defaults__ = (load,)
+app.serve(load_settings(overrides={"port": int(sys.argv[1]), "host": sys.argv[2], "drain_timeout_s": 10}))
+"""
+
+
+@contextmanager
+def serving(repository: Path, port: int, host: str = "127.0.0.1") -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(port), host],
+        cwd=repository,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def ready(http: httpx.Client, within_s: float = 30) -> None:
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            if http.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline, "the server did not become ready"
+        time.sleep(0.05)
+
+
+def test_told_to_stop_it_lets_sessions_finish_and_exits_with_0(repository: Path) -> None:
+    port = free_port()
+    with (
+        serving(repository, port, host="0.0.0.0") as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
+        ready(http)
+        given = http.post("/v1/sessions", json={"consent": True}).json()
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while http.get("/readyz").json()["reason"] != "draining":
+            assert time.monotonic() < deadline
+        refused = http.post("/v1/sessions", json={"consent": True})
+        assert refused.json()["error"]["code"] == "draining"
+        bearer = {"Authorization": f"Bearer {given['token']}"}
+        assert http.get(given["urls"]["session"], headers=bearer).status_code == 200
+        assert process.poll() is None
+        http.delete(given["urls"]["session"], headers=bearer)
+        begun = time.monotonic()
+        said, _ = process.communicate(timeout=10)
+        assert process.returncode == 0, said
+        assert time.monotonic() - begun < 5
+        assert "this machine only is served" in said
+        assert "Traceback" not in said
+
+
+def test_a_port_that_is_taken_is_an_error_in_words(repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with serving(repository, port) as process:
+            said, _ = process.communicate(timeout=30)
+    assert f"SettingsError: cannot listen on 127.0.0.1:{port}: Address already in use; " in said

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import av
+import numpy as np
+import pytest
+
+from retalk_models.engine import FaceState, Rung
+from retalk_models.picture import Picture
+from stream.clock import VirtualClock
+from stream.encode import Codec, EncodedHub, EncodedVideo, Subscription, SubscriptionClosed
+from stream.media import AudioFrame, DubbedFrame
+from tests.stream.fakes import flat_picture
+
+
+def picture(seed: int, width: int = 128, height: int = 96) -> Picture:
+    base = flat_picture(100, width, height)
+    base.y[:] = np.random.default_rng(seed).integers(80, 120, base.y.shape, dtype=np.uint8)
+    return base
+
+
+def dubbed(index: int, shown: Picture, epoch: int = 0) -> DubbedFrame:
+    time_us = index * 40_000
+    return DubbedFrame(shown, time_us, time_us, time_us + 100_000, epoch, FaceState.TRACKED, Rung.FULL, True)
+
+
+def sound(index: int) -> AudioFrame:
+    samples = (8000 * np.sin(np.arange(960) * 0.05)).astype(np.int16)
+    return AudioFrame(samples, index * 20_000, index * 960, 0)
+
+
+class Bench:
+    """A hub, and a way to give it frames one after the other as playout would."""
+
+    def __init__(self, hub: EncodedHub, clock: VirtualClock) -> None:
+        self.hub = hub
+        self.clock = clock
+        self.count = 0
+
+    async def show(self, shown: Picture, frames: int = 1, epoch: int = 0) -> None:
+        for _ in range(frames):
+            self.hub.video(dubbed(self.count, shown, epoch))
+            self.count += 1
+            await self.clock.sleep_until(self.clock.now_us() + 40_000)
+
+
+@asynccontextmanager
+async def hub() -> AsyncIterator[Bench]:
+    clock = VirtualClock(5_000_000)
+    task = asyncio.current_task()
+    assert task is not None
+    clock.adopt(task)
+    made = EncodedHub(clock)
+    async with asyncio.TaskGroup() as group:
+        work = clock.start(group, made.run(), "hub")
+        yield Bench(made, clock)
+        work.cancel()
+
+
+async def fetched(viewer: Subscription) -> list[EncodedVideo]:
+    """All that is waiting for a viewer, and no more."""
+    out = []
+    while True:
+        try:
+            out.append(await asyncio.wait_for(viewer.next_video(), 0.01))
+        except TimeoutError:
+            return out
+
+
+def decode(codec: Codec, packets: list[EncodedVideo]) -> list[av.VideoFrame]:
+    context = av.CodecContext.create("h264" if codec == "H264" else "vp8", "r")
+    frames: list[av.VideoFrame] = []
+    for packet in packets:
+        frames += cast(list[av.VideoFrame], context.decode(av.Packet(packet.data)))
+    return frames + cast(list[av.VideoFrame], context.decode(None))
+
+
+@pytest.mark.parametrize("codec", ["H264", "VP8"])
+async def test_pictures_survive_the_codec_one_packet_each(codec: Codec) -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe(codec)
+        shown = [picture(k) for k in range(10)]
+        for one in shown:
+            await bench.show(one)
+        packets = await fetched(viewer)
+    assert [packet.keyframe for packet in packets] == [True] + [False] * 9
+    assert [packet.time_us for packet in packets] == [k * 40_000 for k in range(10)]
+    frames = decode(codec, packets)
+    assert len(frames) == 10
+    error = np.abs(frames[-1].to_ndarray(format="gray").astype(int) - shown[-1].y)
+    assert error.mean() < 12
+
+
+async def test_h264_is_constrained_baseline_in_annex_b_with_bt601_colours() -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe("H264")
+        await bench.show(picture(0), 2)
+        packets = await fetched(viewer)
+    data = packets[0].data
+    sps = data.index(b"\x00\x00\x00\x01\x67") + 5
+    assert data[sps] == 66
+    assert data[sps + 1] & 0x40, "constraint_set1 makes baseline constrained"
+    frame = decode("H264", packets)[0]
+    assert (frame.colorspace, frame.color_range) == (6, 1)
+
+
+async def test_all_viewers_get_the_same_bytes_from_one_encoder() -> None:
+    async with hub() as bench:
+        viewers = [bench.hub.subscribe("H264") for _ in range(3)]
+        await bench.show(picture(1), 5)
+        got = [[packet.data for packet in await fetched(viewer)] for viewer in viewers]
+        assert bench.hub.encoded == 5
+    assert got[0] == got[1] == got[2]
+
+
+async def test_nothing_is_encoded_that_nobody_watches() -> None:
+    async with hub() as bench:
+        await bench.show(picture(1), 5)
+        viewer = bench.hub.subscribe("VP8")
+        await bench.show(picture(1), 2)
+        viewer.close()
+        await bench.show(picture(1), 5)
+        assert bench.hub.encoded == 2
+
+
+async def test_a_viewer_who_joins_gets_a_key_frame_first_and_at_once() -> None:
+    async with hub() as bench:
+        bench.hub.subscribe("H264")
+        await bench.show(picture(1), 5)
+        late = bench.hub.subscribe("H264")
+        await bench.show(picture(1), 2)
+        packets = await fetched(late)
+    assert [packet.keyframe for packet in packets] == [True, False]
+
+
+async def test_key_frames_on_request_at_most_one_a_second() -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe("H264")
+        keys = []
+        for _ in range(50):
+            viewer.request_keyframe()
+            await bench.show(picture(2))
+            keys += [packet.keyframe for packet in await fetched(viewer)]
+    assert keys.count(True) == 2
+    assert keys[25]
+
+
+async def test_a_picture_of_another_size_remakes_the_encoder() -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe("H264")
+        await bench.show(picture(1), 2)
+        await bench.show(picture(1, 161, 97), 2)
+        packets = await fetched(viewer)
+    assert [packet.keyframe for packet in packets] == [True, False, True, False]
+    assert (packets[-1].width, packets[-1].height) == (160, 96)
+    assert decode("H264", packets[2:])[-1].width == 160
+
+
+async def test_bit_rate_follows_the_weakest_viewer_with_hysteresis() -> None:
+    async with hub() as bench:
+        weak, strong = bench.hub.subscribe("H264"), bench.hub.subscribe("H264")
+        strong.set_bitrate(5_000_000)
+        shown = [picture(k, 320, 240) for k in range(4)]
+        sizes = []
+        for k in range(200):
+            if k == 50:
+                weak.set_bitrate(160_000)
+            if 50 < k < 150:
+                weak.set_bitrate(160_000 + k % 7 * 3000)
+            await bench.show(shown[k % 4])
+            sizes += [len(packet.data) for packet in await fetched(weak)]
+            await fetched(strong)
+        lane = bench.hub._lanes["H264"]
+        assert lane.encoder.builds <= 3
+    assert np.mean(sizes[100:150]) < 0.6 * np.mean(sizes[20:50])
+
+
+async def test_a_viewer_that_does_not_fetch_loses_pictures_and_resumes_with_a_key_frame() -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe("H264")
+        for index in range(200):
+            bench.hub.audio(sound(index))
+            if index % 2 == 0:
+                await bench.show(picture(1))
+        assert len(viewer) <= 30 + 50
+        assert viewer.dropped > 0
+        packets = await fetched(viewer)
+        assert packets[0].keyframe
+        assert decode("H264", packets)
+
+
+async def test_audio_packets_are_20_ms_each_and_decode() -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe()
+        packets = []
+        for index in range(10):
+            bench.hub.audio(sound(index))
+            packets.append(await viewer.next_audio())
+    assert [packet.position for packet in packets] == [k * 960 for k in range(10)]
+    context = av.CodecContext.create("libopus", "r")
+    decoded = [frame for packet in packets for frame in context.decode(av.Packet(packet.data))]
+    assert sum(cast(av.AudioFrame, frame).samples for frame in decoded) >= 9 * 960 - 400
+
+
+async def test_interruption_empties_every_queue() -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe("H264")
+        await bench.show(picture(1), 3)
+        for index in range(5):
+            bench.hub.audio(sound(index))
+        bench.hub.video(dubbed(bench.count, picture(9)))
+        bench.hub.interrupt(1)
+        assert len(viewer) == 0
+        assert bench.hub.counts()["encode_queue"] == 0
+        bench.count += 1
+        await bench.clock.sleep_until(bench.clock.now_us() + 1_000_000)
+        await bench.show(picture(1), 2, epoch=1)
+        assert [packet.keyframe for packet in await fetched(viewer)] == [True, False]
+
+
+async def test_subscribers_are_told_of_the_end() -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe("VP8")
+        other = bench.hub.subscribe("VP8")
+        other.close()
+        other.close()
+        with pytest.raises(SubscriptionClosed):
+            await other.next_audio()
+        waiting = asyncio.create_task(viewer.next_video())
+        await asyncio.sleep(0)
+    with pytest.raises(SubscriptionClosed):
+        await waiting
+    with pytest.raises(SubscriptionClosed):
+        await bench.hub.subscribe("H264").next_video()
+
+
+async def test_an_unknown_codec_is_refused() -> None:
+    with pytest.raises(ValueError, match="H264, VP8"):
+        EncodedHub(VirtualClock()).subscribe(cast(Codec, "AV1"))
+
+
+async def test_a_picture_too_small_to_encode_costs_only_itself() -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe("H264")
+        await bench.show(picture(1, 1, 1))
+        await bench.show(picture(1), 2)
+        assert [packet.keyframe for packet in await fetched(viewer)] == [True, False]
+        assert bench.hub.counts()["encode_refused"] == 1
