@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 from torch import nn
 
-from retalk_models.store import CheckpointFile, CheckpointStore
 from retalk_models.download import Digest
 from retalk_models.picture import F32
+from retalk_models.store import CheckpointFile, CheckpointStore
 from retalk_models.tensors import (
     Manifest,
     TensorFileError,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from retalk_models.download import Digest, DownloadError
 from retalk_models.store import (
     LEDGER,
     CheckpointError,
@@ -21,7 +22,6 @@ from retalk_models.store import (
     TermsDeclinedError,
     default_folder,
 )
-from retalk_models.download import Digest, DownloadError
 
 DATA = b"net" * 1000
 DIGEST = Digest(len(DATA), hashlib.sha256(DATA).hexdigest())

@@ -32,10 +32,10 @@ halves = pytest.mark.parametrize(("dtype", "least_db"), HALVES, ids=["bfloat16",
 
 @pytest.fixture(autouse=True)
 def _half_products_as_devices_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half-precision convolutions as float32 ones of the same rounded numbers, their results rounded again.
+    """Half-precision convolutions as float32 ones of the same rounded numbers, the results rounded again.
 
-    That is what a device with half-precision units computes. A CPU without them computes it too, but a hundred
-    times as slowly.
+    That is what a device with half-precision units computes. A CPU without them computes it too, but up to a
+    hundred times as slowly.
     """
 
     def rounded(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
