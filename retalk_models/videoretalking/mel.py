@@ -1,7 +1,7 @@
 """The voice as L-Net hears it: 80 mel bands, 80 columns a second, chunked or whole the same.
 
-Column j is centred at sample 200 j of the 16 kHz voice and takes 400 samples to either side; before the voice's
-first sample is silence. A frame takes the 16 columns that start at its own time, and so looks 212.5 ms ahead.
+Column j is centred at sample 200 j of the 16 kHz voice and takes 400 samples to either side; silence precedes
+the first sample. A frame takes the 16 columns that start at its own time, and so looks 212.5 ms ahead.
 """
 
 from __future__ import annotations

