@@ -209,7 +209,7 @@ def accelerate_lnet(net: LNet, dtype: torch.dtype) -> LNet:
     _fold_batch_norms(net)
     units: dict[str, tuple[FFCUnit, Site, SmallDFT]] = {}
     for level, _, _ in Decoder.LEVELS:
-        dft = SmallDFT(FACE >> (level + 1)) if level < 2 else SmallDFT(FACE >> 3)
+        dft = SmallDFT(FACE >> (level + 1))
         for name, module in net.named_modules():
             if isinstance(module, FFCUnit) and name.startswith(f"decoder.res{level}."):
                 units[name] = (module, Site([module.bn_l, module.bn_g]), dft)
