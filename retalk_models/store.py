@@ -1,0 +1,192 @@
+"""Model files that are not shipped: where they come from and under which terms, kept and checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from retalk_models.download import Digest, DownloadError, Progress, digest, download
+
+LEDGER = "checkpoints.json"
+
+
+class CheckpointError(ValueError):
+    """A model file is missing or not what it was. The message says which, why, and what to do."""
+
+
+class MissingCheckpointsError(CheckpointError):
+    """Model files are not there: one line each with its terms, and the command that gets them."""
+
+    def __init__(self, missing: tuple[CheckpointFile, ...], folder: Path, command: str) -> None:
+        self.missing = missing
+        lines = [f"  {file.name}: {file.purpose}. Terms: {file.terms}" for file in missing]
+        super().__init__(
+            "\n".join([f"model files are missing in {folder}:", *lines, f"get them with: {command}"])
+        )
+
+
+class TermsDeclinedError(CheckpointError):
+    """The terms of a file were not agreed to, so it was not downloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    """One file of a release.
+
+    purpose: what it is for. terms: licence and conditions, shown before the first download.
+    inspect: raises ValueError, naming the file, unless it holds what it should.
+    published: size and hash where they are known in advance; else those of the first copy used are recorded
+    and enforced from then on.
+    """
+
+    name: str
+    address: str
+    purpose: str
+    terms: str
+    inspect: Callable[[Path], object] | None = None
+    published: Digest | None = None
+
+
+class State(StrEnum):
+    """What `CheckpointStore.verify` found."""
+
+    MISSING = "missing"
+    GOOD = "good"
+    CHANGED = "changed"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """detail: one line on why, empty where the file is good. found: None where it is missing."""
+
+    name: str
+    state: State
+    detail: str = ""
+    found: Digest | None = None
+
+
+def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """RETALK_MODELS if set, else `retalk/models` in the user's cache folder."""
+    if named := environment.get("RETALK_MODELS"):
+        return Path(named).expanduser()
+    cache = environment.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "retalk" / "models"
+
+
+class CheckpointStore:
+    """A folder of model files and the ledger of their sizes and hashes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, file: CheckpointFile) -> Path:
+        return self.folder / file.name
+
+    def missing(self, files: Iterable[CheckpointFile]) -> tuple[CheckpointFile, ...]:
+        return tuple(file for file in files if not self.path(file).is_file())
+
+    def require(self, files: Iterable[CheckpointFile], command: str) -> dict[str, Path]:
+        """Paths by file name. Raises MissingCheckpointsError naming every missing one, or as `use` does."""
+        files = tuple(files)
+        if missing := self.missing(files):
+            raise MissingCheckpointsError(missing, self.folder, command)
+        return {file.name: self.use(file) for file in files}
+
+    def known(self, file: CheckpointFile) -> Digest | None:
+        """Size and hash that the file must have: published, or recorded at its first use."""
+        if file.published is not None:
+            return file.published
+        entry = self._ledger().get(file.name)
+        return None if entry is None else Digest(entry.size, entry.sha256)
+
+    def use(self, file: CheckpointFile) -> Path:
+        """The file's path, its hash enforced or, at its first use, inspected and recorded."""
+        verdict = self.verify(file)
+        if verdict.state is not State.GOOD:
+            raise CheckpointError(verdict.detail)
+        return self.path(file)
+
+    def verify(self, file: CheckpointFile) -> Verdict:
+        """Look at one file. A file that is good and not yet known is recorded."""
+        path = self.path(file)
+        if not path.is_file():
+            return Verdict(file.name, State.MISSING, f"{file.name} is not in {self.folder}")
+        found, known = digest(path), self.known(file)
+        if known is not None and known != found:
+            detail = (
+                f"{file.name} in {self.folder} has SHA-256 {found.sha256} ({found.size} bytes) "
+                f"and should have {known.sha256} ({known.size} bytes); delete it and get it again"
+            )
+            return Verdict(file.name, State.CHANGED, detail, found)
+        try:
+            if file.inspect is not None:
+                file.inspect(path)
+        except ValueError as error:
+            return Verdict(file.name, State.BAD, f"{error}; delete it and get it again", found)
+        if known is None:
+            self._record(file.name, found)
+        return Verdict(file.name, State.GOOD, "", found)
+
+    def pull(
+        self,
+        file: CheckpointFile,
+        *,
+        agree: Callable[[CheckpointFile], bool],
+        progress: Progress = lambda have, total: None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> Path:
+        """The file's path, downloading it first if it is not there.
+
+        agree: asked before a download, with the terms to show. progress: called with bytes had and in all.
+        Raises TermsDeclinedError where `agree` says no, CheckpointError for what is wrong with the file, and
+        DownloadError for what is wrong on the way.
+        """
+        if self.path(file).is_file():
+            return self.use(file)
+        if not agree(file):
+            raise TermsDeclinedError(
+                f"{file.name} was not downloaded: its terms were not agreed to ({file.terms})"
+            )
+        try:
+            found = download(
+                file.address,
+                self.path(file),
+                expected=self.known(file),
+                inspect=file.inspect,
+                progress=progress,
+                pause=pause,
+            )
+        except DownloadError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"what {file.address} gave was deleted: {error}") from None
+        if self.known(file) is None:
+            self._record(file.name, found)
+        return self.path(file)
+
+    def _ledger(self) -> dict[str, Digest]:
+        path = self.folder / LEDGER
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            return {name: Digest(int(entry["size"]), str(entry["sha256"])) for name, entry in held.items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CheckpointError(
+                f"{path} is not a readable ledger of model files; delete it to have it written anew"
+            ) from None
+
+    def _record(self, name: str, found: Digest) -> None:
+        ledger = self._ledger() | {name: found}
+        text = json.dumps(
+            {key: {"size": d.size, "sha256": d.sha256} for key, d in sorted(ledger.items())}, indent=1
+        )
+        scratch = self.folder / f"{LEDGER}.{os.getpid()}"
+        scratch.write_text(text + "\n", encoding="utf-8")
+        scratch.replace(self.folder / LEDGER)
