@@ -178,17 +178,18 @@ class VirtualClock:
 
 _WRAP = 1 << 32
 _BUCKET_US = 1_000_000
-_BUCKETS = 10
-_RISE_PER_S = 500
+_BUCKETS = 5
+_RISE_PER_S = 10_000
 _JUMP_US = 1_500_000
 
 
 class RtpClock:
     """Maps 32-bit wrapping RTP time stamps at `rate` onto session microseconds.
 
-    A packet is never early: the least (arrival - media time) over the last ten seconds is the path without
-    jitter. It is followed down at once and up at 500 us per second, which tracks crystals up to 500 ppm
-    apart and ignores a burst of queueing. A stamp that lands 1.5 s behind its arrival, or 1.5 s ahead of the
+    A packet is never early: the least (arrival - media time) over the last five seconds is the path without
+    jitter. It is followed down at once and up at 10 ms per second, which tracks crystals that differ, ignores
+    a burst of queueing, and forgets a first frame that came by a shorter way than all that follow.
+    A stamp that lands 1.5 s behind its arrival, or 1.5 s ahead of the
     last one without that time having passed, means that the sender began anew.
     """
 

@@ -9,7 +9,7 @@ from retalk_models.engine import Rung
 
 _TOO_MUCH = 0.9
 _ROOM = 0.7
-_ROOM_AT_HALF_RATE = 0.4
+_ROOM_AT_HALF_RATE = 0.55
 _WINDOWS = 12
 _LEAST_WINDOWS = 6
 _CALM_US = 3_000_000
@@ -25,7 +25,7 @@ class QualityLadder:
     Load is the wall time from a window's submission to its result over the time that the window covers, meant
     over a dozen windows, so that one slow window is left to the playout delay to absorb. Down one rung when
     load passes 0.9, before a backlog can form, or when three windows in a row are late; up one when it stayed
-    below 0.7 for three seconds (0.4 at half rate), twice as long after every step that had to be taken back.
+    below 0.7 for three seconds (0.55 at half rate), twice as long after every step that had to be taken back.
     A fault goes straight to pass-through. One window is tried after half a second, then after ever longer
     waits; the first that succeeds leads back to where it was, or, if it had only just recovered, one below.
     """

@@ -23,6 +23,7 @@ _FAR_BEHIND_US = 500_000
 _PATIENCE_US = 400_000
 _ROOMY_US = 50_000
 _SILENT_PEAK = 40
+_PAUSE_RMS = 10 ** (-42 / 20) * 32768
 _MOST_LATE = 3
 _CALM_FRAMES = 50
 
@@ -61,8 +62,8 @@ class Playout:
     """Releases video at capture time + D and exact 20 ms of audio at voice position + D + S.
 
     D rises by 20 ms when more than 3 of the last 25 frames came late, while the voice pauses if it does so
-    within 0.4 s, and falls while it pauses and every frame of the last two seconds was 50 ms early. A frame
-    that is late, stale or undubbed goes out as the source gave it. Nothing ever waits for anything.
+    within 0.4 s, and falls while it pauses as far as every frame of the last two seconds was 50 ms early.
+    A frame that is late, stale or undubbed goes out as the source gave it. Nothing ever waits for anything.
     """
 
     def __init__(
@@ -225,8 +226,9 @@ class Playout:
         else:
             self._position += AUDIO_FRAME_SAMPLES
             if self._may_fall(samples):
+                samples = self._cut_short(samples)
                 self._position += AUDIO_FRAME_SAMPLES
-                self._set_delay(self._delay_us - _STEP_US)
+                self._fall()
         self._sink.audio(AudioFrame(samples, self._next_audio_us, position, self._voice.epoch))
         self._audio_point = (now_us, samples_to_us(position))
         self._next_audio_us += _TICK_US
@@ -244,12 +246,27 @@ class Playout:
             return False
         return _silent(samples) or now_us - self._raise_since_us >= _PATIENCE_US
 
+    @property
+    def has_room(self) -> bool:
+        """Whether D may still rise, so that lateness is its to absorb."""
+        return self._adaptive and self._delay_us + _STEP_US <= self._most_delay_us
+
     def _may_fall(self, samples: I16) -> bool:
         if self._delay_us - _STEP_US < self._least_delay_us or len(self._margins) < _CALM_FRAMES:
             return False
-        if min(self._margins) < _ROOMY_US or any(self._lateness) or not _silent(samples):
+        if min(self._margins) < _ROOMY_US or any(self._lateness) or not _pausing(samples):
             return False
-        return _silent(self._voice.read(self._position, AUDIO_FRAME_SAMPLES).samples)
+        return _pausing(self._voice.read(self._position, AUDIO_FRAME_SAMPLES).samples)
+
+    def _fall(self) -> None:
+        self._delay_us -= _STEP_US
+        # What was so early before is a step less early now: a long pause may take several steps.
+        self._margins = deque((margin - _STEP_US for margin in self._margins), maxlen=_CALM_FRAMES)
+
+    def _cut_short(self, samples: I16) -> I16:
+        """20 ms that begin as what comes next and end as the 20 ms after it, which are then left out."""
+        after = self._voice.read(self._position, AUDIO_FRAME_SAMPLES).samples
+        return _faded(samples, after)
 
     def _set_delay(self, delay_us: int) -> None:
         self._delay_us = delay_us
@@ -260,8 +277,18 @@ class Playout:
     def _held(self, samples: I16) -> I16:
         """20 ms that begin as what comes next and end as what came last, so that nothing tears."""
         before = self._voice.read(self._position - AUDIO_FRAME_SAMPLES, AUDIO_FRAME_SAMPLES).samples
-        fade = np.linspace(0.0, 1.0, AUDIO_FRAME_SAMPLES, dtype=np.float32)
-        return np.asarray(np.rint(samples * (1 - fade) + before * fade), np.int16)
+        return _faded(samples, before)
+
+
+def _faded(first: I16, last: I16) -> I16:
+    """One frame of sound that begins as `first` and ends as `last`."""
+    fade = np.linspace(0.0, 1.0, AUDIO_FRAME_SAMPLES, dtype=np.float32)
+    return np.asarray(np.rint(first * (1 - fade) + last * fade), np.int16)
+
+
+def _pausing(samples: I16) -> bool:
+    """Nothing louder than a room or a breath: 20 ms may go without being missed."""
+    return float(np.sqrt(np.mean(np.square(samples.astype(np.float32))))) < _PAUSE_RMS
 
 
 def _silent(samples: I16) -> bool:
