@@ -131,3 +131,15 @@ def test_nothing_is_captured_after_it_arrived(packets: list[tuple[int, int]]) ->
         arrived_us += gap_us
         mapped = clock.to_session_us(stamp, arrived_us)
         assert arrived_us - 1_500_001 <= mapped <= arrived_us
+
+
+def test_a_first_frame_that_came_by_a_shorter_way_is_forgotten() -> None:
+    """Else every later frame counts as captured that much too early, and playout has to pay for it."""
+    clock = RtpClock(90_000)
+    clock.to_session_us(0, 0)
+    lateness = [
+        index * 40_000 + 66_000 - clock.to_session_us(index * 3600, index * 40_000 + 66_000)
+        for index in range(1, 500)
+    ]
+    assert lateness[0] == pytest.approx(106_000 - 40_000, abs=1000)
+    assert lateness[-1] < 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from retalk_models.engine import Rung
 from stream.session import SessionConfig
 from tests.stream.fakes import SlowRunner
 from tests.stream.harness import running, tone
@@ -53,3 +54,29 @@ async def test_a_machine_that_slept_does_not_burst() -> None:
     assert len(rig.sink.sounds) - before < 100
     ends = [frame.position for frame in rig.sink.sounds]
     assert ends == sorted(ends)
+
+
+async def test_the_delay_also_falls_in_pauses_that_are_not_digital_silence() -> None:
+    """A microphone's pause is never zero: a delay that had risen once stayed for good."""
+    rng = np.random.default_rng(0)
+    room = rng.normal(0, 60, 48 * 700).astype(np.int16)
+    async with running(PLAIN) as rig:
+        for _ in range(6):
+            rig.session.voice.push(np.concatenate([tone(300), room]))
+            await rig.frames(25)
+        await rig.drain()
+        stats = rig.session.stats()
+    assert stats.playout_delay_ms < 100
+    assert stats.gaps == 0
+
+
+async def test_late_frames_cost_no_rung_while_the_delay_can_rise() -> None:
+    """Three late frames in a row once meant a worse picture at half the load that the machine could bear."""
+    async with running(PLAIN, runner=lambda clock: SlowRunner(clock, lambda _: 30_000)) as rig:
+        rig.session._playout._delay_us = 20_000
+        await rig.frames(50, 40_000)
+        await rig.drain()
+        stats = rig.session.stats()
+    assert stats.late > 3
+    assert stats.rung == Rung.FULL
+    assert stats.playout_delay_ms > 20
