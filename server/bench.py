@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -86,9 +87,10 @@ def table(figures: dict[str, Any]) -> None:
     console.print(
         f"{live['sessions']} session{'s' * (live['sessions'] > 1)} for {live['seconds']:.0f} s: "
         f"{min(live['fps']):.1f} fps out, {live['dubbed_share']:.1%} of frames dubbed, {live['late']} late, "
-        f"{live['cores']:.2f} cores in all; rungs: "
-        + ", ".join(f"{name} {count}" for name, count in live["rungs"].items())
+        f"{live['cores']:.2f} cores in all"
     )
+    for kind in ("rungs", "faces"):
+        console.print(f"{kind}: " + ", ".join(f"{name} {count}" for name, count in live[kind].items()))
 
 
 def save(figures: dict[str, Any], path: Path) -> None:
@@ -105,10 +107,10 @@ def _live(live: Live) -> dict[str, Any]:
     """Of several sessions the worst one's latency, skew and stages; counters are sums."""
     stats = live.stats
     worst = max(stats, key=lambda one: one.added_latency_ms.p95)
-    rungs: dict[str, int] = {}
+    rungs, faces = Counter[str](), Counter[str]()
     for one in stats:
-        for name, count in one.rungs.items():
-            rungs[name] = rungs.get(name, 0) + count
+        rungs.update(one.rungs)
+        faces.update(one.faces)
     frames = sum(one.frames_out for one in stats)
     return {
         "sessions": live.sessions,
@@ -122,7 +124,8 @@ def _live(live: Live) -> dict[str, Any]:
         "dubbed_share": round(sum(one.dubbed for one in stats) / max(1, frames), 4),
         "late": sum(one.late for one in stats),
         "dropped": sum(one.dropped for one in stats),
-        "rungs": rungs,
+        "rungs": dict(rungs),
+        "faces": dict(faces),
         "queues": dict(worst.queues),
         "faults": sum(one.faults for one in stats),
     }

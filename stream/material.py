@@ -53,7 +53,7 @@ class Material:
 
 
 def load_material(video: Path, voice: Path, width: int, height: int, seconds: float = 8.0) -> Material:
-    """Read what a bench needs, its picture cut and scaled to width x height. Raises InputError."""
+    """Read what a bench needs, its picture scaled into width x height. Raises InputError."""
     with VideoFile(video, bt601=True) as file:
         fps = min(float(file.rate), _MOST_FPS)
         frames = [
@@ -72,10 +72,11 @@ def load_material(video: Path, voice: Path, width: int, height: int, seconds: fl
 
 
 def _fitted(picture: Picture, width: int, height: int) -> Picture:
-    """The middle of the picture, cut to the wanted shape and scaled."""
-    scale = max(width / picture.width, height / picture.height)
-    cut_width, cut_height = round(width / scale), round(height / scale)
-    left, top = (picture.width - cut_width) // 2, (picture.height - cut_height) // 2
-    cut = picture.rgb()[top : top + cut_height, left : left + cut_width]
-    scaled = cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    return Picture.from_rgb(np.asarray(scaled, np.uint8))
+    """The whole picture scaled into the wanted size, on black: cutting it might cut the face."""
+    scale = min(width / picture.width, height / picture.height)
+    inner = round(picture.width * scale), round(picture.height * scale)
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    canvas = np.zeros((height, width, 3), np.uint8)
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(picture.rgb(), inner, interpolation=way)
+    return Picture.from_rgb(canvas)

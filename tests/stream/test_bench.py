@@ -71,7 +71,7 @@ def test_frames_are_played_back_and_forth_and_the_voice_pauses(material: Materia
     assert next(chunks).shape == (VOICE_CHUNK,)
 
 
-def test_material_is_cut_and_scaled_to_the_size_asked_for(tmp_path: Path) -> None:
+def test_material_is_scaled_into_the_size_asked_for(tmp_path: Path) -> None:
     voice = tmp_path / "voice.wav"
     with wave.open(str(voice), "wb") as file:
         file.setnchannels(1)
@@ -90,8 +90,12 @@ def test_material_is_cut_and_scaled_to_the_size_asked_for(tmp_path: Path) -> Non
     loaded = load_material(video, voice, 128, 64)
     assert [(one.width, one.height) for one in loaded.frames] == [(128, 64)] * 9
     assert loaded.fps == pytest.approx(30)
-    # Only the bright middle is left of a tall picture.
-    assert loaded.frames[0].y.min() > 150
+    # All of a tall picture is there, between black sides: dark, bright, dark from top to bottom.
+    middle = loaded.frames[0].y[:, 64]
+    assert middle[4] < 100
+    assert middle[32] > 150
+    assert middle[60] < 100
+    assert loaded.frames[0].y[:, :40].max() < 20
     assert loaded.voice.size / PLAYOUT_RATE == pytest.approx(0.5, abs=0.02)
     still = load_material(sample_presenter(), voice, 320, 240)
     assert (len(still.frames), still.fps) == (1, 25.0)
