@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from retalk_models.picture import F32, Box, Picture
 
@@ -138,6 +138,29 @@ class Engine(Protocol):
         ...
 
     def open_session(self, options: EngineOptions) -> EngineSession: ...
+
+
+@runtime_checkable
+class BatchEngine(Protocol):
+    """What an engine may offer on top of Engine: windows of several sessions in one call, for less.
+
+    An engine without it is called window by window.
+    """
+
+    @property
+    def most_windows(self) -> int:
+        """The most windows that one call takes, at least 1."""
+        ...
+
+    def process_many(
+        self, work: Sequence[tuple[EngineSession, EngineWindow]]
+    ) -> Sequence[EngineResult | Exception]:
+        """Dub one window each of different sessions of this engine; results in the order of `work`.
+
+        What goes wrong with one window is its place's exception. An exception that is raised (out of memory)
+        means that no window was dubbed, and the state of all these sessions is lost.
+        """
+        ...
 
 
 ENGINES = ("talkin",)
