@@ -18,7 +18,7 @@ from server.settings import Settings
 from stream.clock import MonotonicClock
 from stream.errors import InputError
 from stream.files import VideoFile
-from stream.runner import ThreadRunner
+from stream.scheduler import Scheduler
 from stream.session import Session, SessionConfig
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Streams:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._runner = ThreadRunner(engine.name)
+        self._runner = Scheduler(engine.name)
         self._files = ThreadPoolExecutor(1, "presenter-check")
 
     async def open(self, plan: SessionPlan) -> Session:

@@ -22,7 +22,8 @@ from stream.encode import Codec, Subscription, SubscriptionClosed, VideoEncoder
 from stream.frames import picture_of
 from stream.material import VOICE_CHUNK, Material
 from stream.media import PLAYOUT_RATE, AudioFrame, DubbedFrame
-from stream.runner import InlineRunner, ThreadRunner
+from stream.runner import InlineRunner
+from stream.scheduler import Scheduler
 from stream.session import Session, SessionConfig
 from stream.stats import Recent, SessionStats, Spread
 
@@ -177,7 +178,7 @@ async def _measure_live(
     warm_up_s: float,
     on_progress: Callable[[float], None],
 ) -> Live:
-    runner = ThreadRunner()
+    runner = Scheduler()
     config = _config(adaptive=True, budget_us=budget_us)
     sessions = [Session(config, engine, clock=MonotonicClock(), runner=runner) for _ in range(count)]
     viewers = [session.hub.subscribe(codec) for session in sessions]

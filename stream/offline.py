@@ -20,7 +20,8 @@ from stream.files import AudioFile, VideoFile
 from stream.filesink import FileShape, FileSink
 from stream.media import PLAYOUT_RATE
 from stream.presenter import FrameReader
-from stream.runner import EngineRunner, InlineRunner, ThreadRunner
+from stream.runner import EngineRunner, InlineRunner
+from stream.scheduler import Scheduler
 from stream.session import Session, SessionConfig
 from stream.stats import SessionStats, Spread
 from stream.voice import samples_to_us, us_to_samples
@@ -136,7 +137,7 @@ class _Dub:
 
     async def run(self) -> dict[str, Any]:
         clock: Clock = MonotonicClock() if self._realtime else VirtualClock()
-        runner: EngineRunner = ThreadRunner("dub") if self._realtime else InlineRunner()
+        runner: EngineRunner = Scheduler("dub") if self._realtime else InlineRunner()
         frames = self._frames
         shape = FileShape(
             frames.width,
@@ -163,7 +164,7 @@ class _Dub:
         finally:
             # While its file is still open: left to the collector, it would end on any thread, after that.
             self._sound.close()
-            if isinstance(runner, ThreadRunner):
+            if isinstance(runner, Scheduler):
                 await runner.shutdown()
         return self._report(stats, sink, time.perf_counter() - began)
 

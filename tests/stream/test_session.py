@@ -14,7 +14,8 @@ import pytest
 from retalk_models.engine import EngineWindow, Rung
 from retalk_models.picture import Picture
 from stream.clock import MonotonicClock, VirtualClock
-from stream.runner import EngineRunner, ThreadRunner
+from stream.runner import EngineRunner
+from stream.scheduler import Scheduler
 from stream.session import Session, SessionConfig
 from stream.stats import SessionState
 from tests.stream.fakes import BOX, FakeEngine, SlowRunner, flat_picture, luma_of
@@ -334,7 +335,7 @@ async def test_nothing_is_left_of_a_session() -> None:
     threads = set(threading.enumerate())
     tasks = asyncio.all_tasks()
     engine = FakeEngine(lambda _: time.sleep(0.002))
-    runner = ThreadRunner()
+    runner = Scheduler()
     for _ in range(5):
         clock = MonotonicClock()
         session = Session(PLAIN, engine, clock=clock, runner=runner)
@@ -360,7 +361,7 @@ async def test_nothing_is_left_of_a_session() -> None:
 
 async def test_a_cancelled_session_gives_its_engine_back() -> None:
     opened = threading.Event()
-    engine, runner = FakeEngine(opening=opened.set), ThreadRunner()
+    engine, runner = FakeEngine(opening=opened.set), Scheduler()
     session = Session(PLAIN, engine, clock=MonotonicClock(), runner=runner)
     run = asyncio.create_task(session.run())
     assert await asyncio.to_thread(opened.wait, 5)
@@ -379,7 +380,7 @@ async def test_an_engine_that_hangs_for_good_holds_up_neither_close_nor_others()
 
     hang = FakeEngine(hanging)
     good = FakeEngine()
-    runner = ThreadRunner()
+    runner = Scheduler()
     config = SessionConfig(mark=False, engine_timeout_us=50_000)
     clock = MonotonicClock()
     bad = Session(config, hang, clock=clock, runner=runner)

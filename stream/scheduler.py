@@ -1,0 +1,311 @@
+"""Runs all sessions' windows on one device: earliest deadline first, batched where the engine can, fairly."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from retalk_models.engine import (
+    BatchEngine,
+    Engine,
+    EngineOptions,
+    EngineResult,
+    EngineSession,
+    EngineWindow,
+)
+from stream.batching import CostTable, Shares
+
+T = TypeVar("T")
+
+_COMPANY_S = 0.010
+_OPENING_DUE_S = 1.0
+
+
+class EngineStuck(RuntimeError):
+    """Too many engine calls never returned; this scheduler starts no more."""
+
+
+class BatchLost(RuntimeError):
+    """Another session's window, in the same call of the engine, never returned."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """A call that waits. window: what may share a call with others; else `work` is called alone."""
+
+    handle: int
+    due_s: float
+    order: int
+    done: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+    work: Callable[[], Any]
+    window: EngineWindow | None = None
+    came_s: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
+class _Open:
+    """A session that is open, and its engine where that takes windows of several sessions at once."""
+
+    session: EngineSession
+    batching: BatchEngine | None
+
+
+class Scheduler:
+    """An EngineRunner of one thread for a device, or of several where the engine's own work is one thread's.
+
+    A window waits at most 10 ms for company, and only where company may come and its deadline allows it. A
+    session that has used more than its share of the device lets those go first that have not, whatever their
+    deadlines: who is always late would otherwise always be first. Calls of one session never overlap.
+    A call that does not return cannot be stopped in Python: its thread is left to itself and a new one takes
+    over, at most `spare_threads` times.
+    """
+
+    def __init__(self, name: str = "engine", workers: int = 1, spare_threads: int = 4) -> None:
+        self._name = name
+        self._most = workers
+        self._spare = spare_threads
+        self._open: dict[int, _Open] = {}
+        self._names = itertools.count(1)
+        self._orders = itertools.count()
+        self._workers: list[_Worker] = []
+        self._lost: list[_Worker] = []
+        self.changed = threading.Condition()
+        self.jobs: list[_Job] = []
+        self.running: set[int] = set()
+        self.costs = CostTable()
+        self.shares = Shares()
+
+    # --- from the event loop
+
+    async def open(self, engine: Engine, options: EngineOptions) -> int:
+        handle = next(self._names)
+        unwanted = threading.Event()
+
+        def opened() -> EngineSession:
+            session = engine.open_session(options)
+            if unwanted.is_set():
+                session.close()
+            return session
+
+        try:
+            session = await self._call(handle, opened, _OPENING_DUE_S)
+        except asyncio.CancelledError:
+            unwanted.set()
+            self.abandon(handle)
+            raise
+        with self.changed:
+            self._open[handle] = _Open(session, engine if isinstance(engine, BatchEngine) else None)
+            self.shares.join(handle)
+        return handle
+
+    async def run(self, handle: int, window: EngineWindow, due_in_us: int) -> EngineResult:
+        session = self._open[handle].session
+        return await self._call(handle, lambda: session.process(window), due_in_us / 1e6, window)
+
+    async def close(self, handle: int) -> None:
+        opened = self._forget(handle)
+        if opened is not None:
+            await self._call(handle, opened.session.close, 0.0)
+
+    def abandon(self, handle: int) -> None:
+        self._forget(handle)
+        with self.changed:
+            for job in [job for job in self.jobs if job.handle == handle]:
+                self.jobs.remove(job)
+                job.done.cancel()
+            stuck = next((w for w in self._workers if handle in w.handles), None)
+            if stuck is None:
+                return
+            stuck.leaving = True
+            self._workers.remove(stuck)
+            self._lost = [w for w in self._lost if w.is_alive()] + [stuck]
+            self.running -= stuck.handles
+            for job in stuck.batch:
+                if job.handle != handle:
+                    # Its state is in the hands of a thread that may yet go on.
+                    self._open.pop(job.handle, None)
+                    job.loop.call_soon(_settle, job.done, None, BatchLost(self._name))
+            waiting = bool(self.jobs)
+            self.changed.notify_all()
+        if waiting:
+            self._ensure_worker()
+
+    def load(self) -> Mapping[int, float]:
+        """Seconds of the device per second that each open session took lately, by its handle."""
+        with self.changed:
+            return self.shares.loads(time.monotonic())
+
+    async def shutdown(self) -> None:
+        """Stop every thread after what it is at, and wait for it."""
+        with self.changed:
+            workers, self._workers = self._workers, []
+            left, self.jobs = self.jobs, []
+            for worker in workers:
+                worker.leaving = True
+            self.changed.notify_all()
+        for job in left:
+            job.done.cancel()
+        for worker in workers:
+            await asyncio.to_thread(worker.join, 5.0)
+
+    async def _call(
+        self, handle: int, work: Callable[[], T], due_in_s: float, window: EngineWindow | None = None
+    ) -> T:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        due_s = time.monotonic() + due_in_s
+        self._ensure_worker()
+        with self.changed:
+            self.jobs.append(_Job(handle, due_s, next(self._orders), done, loop, work, window))
+            self.changed.notify_all()
+        return await done
+
+    def _forget(self, handle: int) -> _Open | None:
+        with self.changed:
+            self.shares.leave(handle)
+            return self._open.pop(handle, None)
+
+    def _ensure_worker(self) -> None:
+        with self.changed:
+            if len(self._workers) >= max(1, min(self._most, len(self._open))):
+                return
+            self._lost = [w for w in self._lost if w.is_alive()]
+            if len(self._lost) > self._spare:
+                raise EngineStuck(f"{len(self._lost)} calls of engine {self._name!r} never returned")
+            worker = _Worker(self, f"retalk-{self._name}")
+            self._workers.append(worker)
+        worker.start()
+
+    # --- from the workers' threads, under `changed`
+
+    def next_batch(self, now_s: float) -> tuple[list[_Job], float | None]:
+        """The jobs of the next call, or none and for how many seconds to wait (None: until told)."""
+        ready = [job for job in self.jobs if job.handle not in self.running]
+        if not ready:
+            return [], None
+        greedy = self.shares.greedy(now_s, max(1, len(self._workers)))
+        ready.sort(key=lambda job: (job.handle in greedy, job.due_s, job.order))
+        first = ready[0]
+        engine = self.batching(first)
+        if engine is None:
+            self.jobs.remove(first)
+            return [first], None
+        mates = [job for job in ready if self.batching(job) is engine][: engine.most_windows]
+        slack_s = min(job.due_s for job in mates) - now_s
+        count = self.costs.best(len(mates), slack_s)
+        if count == len(mates) < engine.most_windows and self._company_may_come(engine):
+            until_s = min(first.came_s + _COMPANY_S, now_s + slack_s - self.costs.seconds(count + 1))
+            if until_s > now_s:
+                return [], until_s - now_s
+        for job in mates[:count]:
+            self.jobs.remove(job)
+        return mates[:count], None
+
+    def batching(self, job: _Job) -> BatchEngine | None:
+        """The engine that takes this job's window together with others; None where it is called alone."""
+        opened = self._open.get(job.handle)
+        return None if job.window is None or opened is None else opened.batching
+
+    def _company_may_come(self, engine: BatchEngine) -> bool:
+        busy = self.running | {job.handle for job in self.jobs}
+        return any(one.batching is engine for handle, one in self._open.items() if handle not in busy)
+
+    def dub_together(self, batch: list[_Job]) -> list[Any]:
+        """One call for several windows; each job's result or exception."""
+        with self.changed:
+            opened = [self._open.get(job.handle) for job in batch]
+        present = [(job, one) for job, one in zip(batch, opened, strict=True) if one is not None]
+        if not present:
+            return [BatchLost(self._name)] * len(batch)
+        engine = present[0][1].batching
+        assert engine is not None
+        work = [(one.session, job.window) for job, one in present if job.window is not None]
+        began_s = time.perf_counter()
+        try:
+            results = list(engine.process_many(work))
+            if len(results) != len(work):
+                raise ValueError(f"{len(results)} results for {len(work)} windows")
+        except MemoryError:
+            self.costs.limit(len(work) // 2)
+            raise
+        except RuntimeError as error:
+            # torch's out-of-memory error is a RuntimeError; this room knows no torch.
+            if "out of memory" in str(error).lower():
+                self.costs.limit(len(work) // 2)
+            raise
+        self.costs.note(len(work), time.perf_counter() - began_s)
+        by_job = dict(zip((id(job) for job, _ in present), results, strict=True))
+        return [by_job.get(id(job), BatchLost(self._name)) for job in batch]
+
+
+class _Worker(threading.Thread):
+    """Takes what the scheduler says is next; told to leave, it finishes what it is at and goes."""
+
+    def __init__(self, scheduler: Scheduler, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._scheduler = scheduler
+        self.batch: list[_Job] = []
+        self.leaving = False
+
+    @property
+    def handles(self) -> set[int]:
+        return {job.handle for job in self.batch}
+
+    def run(self) -> None:
+        scheduler = self._scheduler
+        while True:
+            with scheduler.changed:
+                while not self.leaving:
+                    self.batch, wait_s = scheduler.next_batch(time.monotonic())
+                    if self.batch:
+                        break
+                    scheduler.changed.wait(wait_s)
+                if self.leaving:
+                    return
+                scheduler.running |= self.handles
+            began_s = time.monotonic()
+            self._do([job for job in self.batch if not job.done.cancelled()])
+            spent_s = time.monotonic() - began_s
+            with scheduler.changed:
+                if self.leaving:
+                    return  # given up meanwhile: what it held belongs to others now
+                scheduler.running -= self.handles
+                for job in self.batch:
+                    scheduler.shares.spend(job.handle, spent_s / len(self.batch), time.monotonic())
+                self.batch = []
+                scheduler.changed.notify_all()
+
+    def _do(self, batch: list[_Job]) -> None:
+        if not batch:
+            return
+        try:
+            together = self._scheduler.batching(batch[0]) is not None
+            results = self._scheduler.dub_together(batch) if together else [batch[0].work()]
+        except BaseException as raised:  # whatever an engine raises belongs to its sessions alone
+            results = [raised] * len(batch)
+        for job, result in zip(batch, results, strict=True):
+            if isinstance(result, BaseException):
+                self._tell(job, None, result)
+            else:
+                self._tell(job, result, None)
+
+    def _tell(self, job: _Job, result: Any, error: BaseException | None) -> None:
+        try:
+            job.loop.call_soon_threadsafe(_settle, job.done, result, error)
+        except RuntimeError:  # the loop has closed; nobody is left to be told
+            return
+
+
+def _settle(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if done.done():
+        return
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(result)
