@@ -5,6 +5,7 @@ import { ClientError, serverError } from "./errors.js";
 import { BrowserMeter } from "./figures.js";
 import { withStartBitrate } from "./sdp.js";
 import { Signal } from "./signal.js";
+import { LipSync } from "./sync.js";
 
 const METER_MS = 1000;
 const CONNECT_MS = 20_000;
@@ -18,6 +19,7 @@ export class Peer extends EventTarget {
   #timer = 0;
   #closed = false;
   #connected = false;
+  #sync = /** @type {LipSync | null} */ (null);
 
   /**
    * @param {import("./api.js").SessionInfo} info
@@ -73,6 +75,7 @@ export class Peer extends EventTarget {
       abort.removeEventListener("abort", stopped);
     }
     this.#connected = true;
+    this.#sync = new LipSync(this.pc);
     this.#measure();
   }
 
@@ -83,6 +86,7 @@ export class Peer extends EventTarget {
   close() {
     this.#closed = true;
     clearInterval(this.#timer);
+    this.#sync?.close();
     this.signal.close();
     this.pc.close();
   }

@@ -39,7 +39,7 @@ PLAY_S = 11.0
 SETTLE_S, HUSH_S = 2.0, 1.0
 """What is judged is not the first moments, while nets and codecs warm up: the file is spoken anew."""
 SKEW_REACH_S = 0.24
-WELL_R = 0.6
+MOST_LAG_S = 0.08
 
 
 @dataclass(frozen=True)
@@ -121,26 +121,9 @@ def play(
     )
 
 
-def play_well(
-    driver: Playwright,
-    server: Served,
-    film: Camera,
-    voice: Path,
-    asked: F64,
-    seconds: float,
-    microphone: Path | None,
-) -> Played:
-    """The better of two tries: a machine that is busy at this moment costs frames, as it should."""
-    first = play(driver, server, film, voice, asked, seconds, microphone)
-    if first.judge(first.mouth).r >= WELL_R:
-        return first
-    second = play(driver, server, film, voice, asked, seconds, microphone)
-    return max(first, second, key=lambda one: one.judge(one.mouth).r)
-
-
 @pytest.fixture(scope="module")
 def played(driver: Playwright, server: Served, film: Camera, voice: Path, asked: F64) -> Played:
-    return play_well(driver, server, film, voice, asked, PLAY_S, None)
+    return play(driver, server, film, voice, asked, PLAY_S, None)
 
 
 @pytest.mark.e2e
@@ -162,8 +145,8 @@ def test_mouth_follows_the_voice_and_not_the_source(played: Played) -> None:
     found = played.judge(played.mouth)
     print(found)
     assert_follows_voice(found)
-    # Skew in milliseconds is for benchmarks/browser.py on a quiet machine; this finds a lost time base.
-    assert abs(found.lag_s) <= 0.2, f"lips and sound are apart: {found}"
+    # While Chromium's buffer for sound shrinks from where its start drove it: the page must keep up with that.
+    assert abs(found.lag_s) <= MOST_LAG_S, f"lips and sound are apart: {found}"
 
 
 @pytest.mark.e2e
@@ -192,7 +175,7 @@ def test_source_s_own_mouth_would_be_found_out(played: Played) -> None:
 def test_microphone_is_a_voice_too(
     driver: Playwright, server: Served, film: Camera, voice: Path, asked: F64, tmp_path: Path
 ) -> None:
-    spoken = play_well(
+    spoken = play(
         driver, server, film, voice, asked, PLAY_S - SETTLE_S, as_wav(voice, tmp_path / "microphone.wav")
     )
     assert spoken.errors == []
