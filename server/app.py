@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 CLIENT_WEB = Path(__file__).resolve().parent.parent / "client_web"
 MAX_BODY = 16 * 1024
+USE_INTERVAL_S = 1.0
 POLICY_VIOLATION = 1008
 
 LoadStreams = Callable[[Settings], Awaitable[Streams]]
@@ -134,11 +135,13 @@ class House:
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Load the engine beside serving; end everything on the way out."""
         loading = asyncio.create_task(self._load(), name="engine-load")
+        watching = asyncio.create_task(self._watch_use(), name="use-watch")
         try:
             yield
         finally:
             await self.registry.close_all()
             loading.cancel()
+            watching.cancel()
             streams = (await asyncio.gather(loading, return_exceptions=True))[0]
             if isinstance(streams, Streams):
                 await streams.close()
@@ -152,9 +155,16 @@ class House:
             return None
         self._streams = streams
         self.registry.engine = streams.engine.name
+        self.registry.admission = streams.admission
         self.registry.open_stream = streams.open
         logger.info("engine %s is ready on %s", streams.engine.name, streams.engine.device)
         return streams
+
+    async def _watch_use(self) -> None:
+        while True:
+            await asyncio.sleep(USE_INTERVAL_S)
+            if self.registry.admission is not None:
+                self.registry.admission.sample()
 
     # --- health
 
@@ -181,6 +191,9 @@ class House:
             "sessions": len(registry),
             "free": registry.free,
         }
+        if registry.admission is not None:
+            room = registry.admission.room()
+            body["used"] = {"device": round(room.device, 3), "cores": round(room.cores, 3)}
         return JSONResponse(body, 503 if reason else 200, {"Retry-After": "5"} if reason else None)
 
     async def metrics_page(self, request: Request) -> Response:

@@ -90,6 +90,7 @@ class HostedSession:
         self._idle_timer: asyncio.TimerHandle | None = None
         self._taken: tuple[float, SessionStats] | None = None
         self.on_idle: Callable[[], None] = lambda: None
+        self.on_live: Callable[[], None] = lambda: None
 
     @property
     def voice(self) -> VoiceTrack:
@@ -287,6 +288,8 @@ class HostedSession:
             await asyncio.sleep(OBSERVE_INTERVAL_S)
             stats = self._stream.stats()
             live = stats.frames_out > 0
+            if live:
+                self.on_live()
             self._metrics.observe(
                 stats.added_latency_ms.p50 if live else None,
                 stats.skew_ms.p50 if live else None,

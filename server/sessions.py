@@ -18,6 +18,7 @@ from server.errors import ApiError, forbidden, invalid, unauthorised, unavailabl
 from server.hosted import HostedSession, SessionPlan, Stream
 from server.metrics import Metrics
 from server.settings import Settings
+from stream.admission import Admission
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +77,13 @@ class Registry:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._endings: set[asyncio.Task[None]] = set()
         self._opening = 0
+        self._places: dict[str, object] = {}
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = False
         self.engine: str | None = None
         self.open_stream: OpenStream | None = None
+        self.admission: Admission | None = None
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -90,7 +93,9 @@ class Registry:
         """How many more sessions would be admitted now."""
         if self.draining or self.open_stream is None:
             return 0
-        return max(0, self._settings.max_sessions - len(self._sessions) - self._opening)
+        places = self._settings.max_sessions - len(self._sessions) - self._opening
+        fits = places if self.admission is None else self.admission.room().free
+        return max(0, min(places, fits))
 
     def plan(self, request: SessionRequest) -> SessionPlan:
         """Decide whether a request is allowed and possible. Raises ApiError (403, 422) where it is not."""
@@ -161,20 +166,22 @@ class Registry:
         if self.open_stream is None:
             raise unavailable("loading", "the engine is still being loaded", "try again", RETRY_LOADING_S)
         if self.free == 0:
-            raise unavailable(
-                "full",
-                f"all {self._settings.max_sessions} sessions of this server are taken",
-                "try again when one has ended",
-                RETRY_FULL_S,
-            )
+            raise unavailable("full", self._why_full(), "try again when one has ended", RETRY_FULL_S)
         # Counted before the first await, or fifty requests at once would all find the one free place.
+        place = object()
+        self._take(place)
         self._opening += 1
         try:
             stream = await self.open_stream(plan)
+        except BaseException:
+            self._give_up(place)
+            raise
         finally:
             self._opening -= 1
         session = HostedSession(plan, stream, self._settings, self._metrics)
         session.on_idle = lambda: self._end_soon(session, "idle")
+        session.on_live = lambda: self._live(place)
+        self._places[session.id] = place
         self._sessions[session.id] = session
         self._empty.clear()
         self._tasks[session.id] = asyncio.create_task(self._run(session), name="session")
@@ -188,6 +195,27 @@ class Registry:
             "" if plan.mark else ", UNMARKED",
         )
         return session
+
+    def _take(self, place: object) -> None:
+        if self.admission is not None:
+            self.admission.join(place)
+
+    def _live(self, place: object) -> None:
+        if self.admission is not None:
+            self.admission.live(place)
+
+    def _give_up(self, place: object) -> None:
+        if self.admission is not None:
+            self.admission.leave(place)
+
+    def _why_full(self) -> str:
+        if len(self._sessions) + self._opening >= self._settings.max_sessions or self.admission is None:
+            return f"all {self._settings.max_sessions} sessions of this server are taken"
+        room = self.admission.room()
+        return (
+            f"one session more would be too much for this machine: "
+            f"{room.device:.0%} of its device and {room.cores:.0%} of its cores are taken"
+        )
 
     def find(self, session_id: str, token: str | None) -> HostedSession:
         """The session, for whoever has its token. Raises ApiError: 404 for none such, 401 without it."""
@@ -212,6 +240,7 @@ class Registry:
         if task is not None and task is not asyncio.current_task():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        self._give_up(self._places.pop(session.id, None))
         if not self._sessions:
             self._empty.set()
 

@@ -62,7 +62,9 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto (CUDA where there is one), cpu or cuda[:N]")
     engine_threads: int = Field(1, ge=1, le=64, description="threads that a net may use for one window")
 
-    max_sessions: int = Field(2, ge=1, le=1024, description="sessions at once; more are told to wait")
+    max_sessions: int = Field(
+        16, ge=1, le=1024, description="sessions at once, where measured costs do not allow fewer"
+    )
     max_viewers: int = Field(8, ge=1, le=1024, description="peers that may watch one session")
     latency_budget_ms: int = Field(
         400, ge=100, le=5000, description="added latency that a session gets where it asks for none"

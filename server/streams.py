@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import TypeVar
 
 import cv2
+import numpy as np
 
 from retalk_models.engine import Engine, load_engine
+from retalk_models.picture import Picture
+from server.bench import SAMPLE_SPEECH
 from server.hosted import SessionPlan
 from server.settings import Settings
+from stream.admission import Admission, Demand, measure_demand
 from stream.clock import MonotonicClock
 from stream.errors import InputError
 from stream.files import VideoFile
+from stream.material import Material, load_material
+from stream.media import PLAYOUT_RATE
+from stream.sample import sample_presenter
 from stream.scheduler import Scheduler
 from stream.session import Session, SessionConfig
 
@@ -25,14 +32,27 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+_MOST_THREADS = 4
+_START_SIZE = (640, 480)
+_START_S = 2.0
+
 
 class Streams:
-    """The engine of this server and the one thread that it runs in. Close it after the last session."""
+    """The engine of this server, the threads that it runs in, and what fits. Close it after the last session.
 
-    def __init__(self, engine: Engine) -> None:
+    demand: what a session was measured to take; None where nobody measured, and all is admitted.
+    """
+
+    def __init__(self, engine: Engine, demand: Demand | None = None) -> None:
         self.engine = engine
-        self._runner = Scheduler(engine.name)
+        # On the processor a window is one core's work; a GPU is one device, however many threads ask for it.
+        threads = 1 if engine.device.startswith("cuda") else min(_MOST_THREADS, _cores())
+        self._runner = Scheduler(engine.name, workers=threads)
         self._files = ThreadPoolExecutor(1, "presenter-check")
+        self.demand = demand
+        self.admission = Admission(
+            demand or Demand(0.0, 0.0), devices=threads, device_loads=self._runner.load
+        )
 
     async def open(self, plan: SessionPlan) -> Session:
         """A stream that has not begun to run. Raises stream.errors.InputError for a bad presenter."""
@@ -54,7 +74,7 @@ class Streams:
         return await asyncio.get_running_loop().run_in_executor(self._files, work, path)
 
     async def close(self) -> None:
-        """Stop the engine's thread."""
+        """Stop the engine's threads."""
         self._files.shutdown(wait=False, cancel_futures=True)
         await self._runner.shutdown()
 
@@ -85,4 +105,21 @@ async def load(settings: Settings) -> Streams:
     with ThreadPoolExecutor(1, "engine-load") as executor:
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(executor, load_engine, settings.engine, settings.device)
-    return Streams(engine)
+        demand = await loop.run_in_executor(executor, _measured, engine)
+    logger.info("a session takes %.2f of the device and %.2f cores", demand.device, demand.cores)
+    return Streams(engine, demand)
+
+
+def _measured(engine: Engine) -> Demand:
+    """What one session takes here; the engine has loaded and warmed up everything after it."""
+    try:
+        material = load_material(sample_presenter(), SAMPLE_SPEECH, *_START_SIZE, _START_S)
+    except InputError as error:
+        logger.warning("without a face the engine's cost cannot be measured at start: %s", error)
+        grey = Picture.from_rgb(np.full((_START_SIZE[1], _START_SIZE[0], 3), 128, np.uint8))
+        material = Material([grey], 25.0, np.zeros(PLAYOUT_RATE, np.int16))
+    return measure_demand(engine, material)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -114,12 +114,20 @@ class _MeteredRunner:
         self.stage_ms.clear()
 
 
-def measure_cost(engine: Engine, material: Material, seconds: float = 8.0, codec: Codec = "H264") -> Cost:
+def measure_cost(
+    engine: Engine,
+    material: Material,
+    seconds: float = 8.0,
+    codec: Codec = "H264",
+    warm_up_s: float = _COST_WARM_UP_S,
+) -> Cost:
     """Processor time of one session by what it is spent on. Blocks for about the cost it finds."""
-    return asyncio.run(_measure_cost(engine, material, seconds, codec))
+    return asyncio.run(_measure_cost(engine, material, seconds, codec, warm_up_s))
 
 
-async def _measure_cost(engine: Engine, material: Material, seconds: float, codec: Codec) -> Cost:
+async def _measure_cost(
+    engine: Engine, material: Material, seconds: float, codec: Codec, warm_up_s: float
+) -> Cost:
     runner = _MeteredRunner()
     clock = VirtualClock()
     session = Session(_config(adaptive=False), engine, clock=clock, runner=runner, sink=_NoSink())
@@ -127,7 +135,7 @@ async def _measure_cost(engine: Engine, material: Material, seconds: float, code
 
     async def feed() -> None:
         nonlocal began_s
-        await _feed(session, material, _COST_WARM_UP_S)
+        await _feed(session, material, warm_up_s)
         runner.forget()
         began_s = time.process_time()
         await _feed(session, material, seconds)

@@ -145,7 +145,7 @@ def test_mouth_follows_the_voice_and_not_the_source(played: Played) -> None:
     found = played.judge(played.mouth)
     print(found)
     assert_follows_voice(found)
-    # While Chromium's buffer for sound shrinks from where its start drove it: the page must keep up with that.
+    # Chromium's buffer for sound shrinks meanwhile from where its start drove it: the page has to keep up.
     assert abs(found.lag_s) <= MOST_LAG_S, f"lips and sound are apart: {found}"
 
 

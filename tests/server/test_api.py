@@ -12,7 +12,9 @@ import numpy as np
 
 from server.settings import Settings
 from server.streams import Streams
+from stream.admission import Admission, Demand
 from tests.server.conftest import TERMS, LiveServer, StartServer, next_of
+from tests.server.engines import PatchEngine
 from tests.server.rtc import until
 
 
@@ -174,6 +176,35 @@ async def test_a_full_server_says_when_to_come_back(start_server: StartServer) -
     text = (await server.http.get("/metrics")).text
     assert 'retalk_refused_total{code="full"} 11.0' in text
     assert "retalk_sessions 1.0" in text
+
+
+async def test_of_fifty_at_once_as_many_are_admitted_as_measured_costs_allow(
+    start_server: StartServer,
+) -> None:
+    async def load_streams(_: Settings) -> Streams:
+        streams = Streams(PatchEngine(), Demand(device=0.001, cores=0.16))
+        streams.admission = Admission(
+            Demand(device=0.17, cores=0.17), devices=1, cores=4, device_loads=dict, cpu_s=lambda: 0.0
+        )
+        return streams
+
+    server = await start_server(load_streams, max_sessions=64)
+    await until(lambda: server.registry.free == 4)
+    answers = await asyncio.gather(*(server.http.post("/v1/sessions", json=TERMS) for _ in range(50)))
+    assert sorted(a.status_code for a in answers) == [201] * 4 + [503] * 46
+    for refused in (a for a in answers if a.status_code == 503):
+        assert said(refused) == "full"
+        assert "68% of its device" in refused.json()["error"]["message"]
+        assert int(refused.headers["retry-after"]) > 0
+    ready = await server.http.get("/readyz")
+    assert (ready.status_code, ready.json()["reason"]) == (503, "full")
+    assert ready.json()["used"]["device"] == 0.68
+    given = next(a.json() for a in answers if a.status_code == 201)
+    bearer = {"Authorization": f"Bearer {given['token']}"}
+    assert (await server.http.delete(given["urls"]["session"], headers=bearer)).status_code == 204
+    assert (await server.http.get("/readyz")).json()["free"] == 1
+    again = await asyncio.gather(*(server.http.post("/v1/sessions", json=TERMS) for _ in range(3)))
+    assert sorted(a.status_code for a in again) == [201, 503, 503]
 
 
 async def test_a_draining_server_admits_nobody(server: LiveServer) -> None:
