@@ -8,6 +8,7 @@ from statistics import fmean, median
 from retalk_models.engine import Rung
 
 _TOO_MUCH = 0.9
+_TOO_MUCH_AT_FIRST = 1.25
 _ROOM = 0.7
 _ROOM_AT_HALF_RATE = 0.55
 _WINDOWS = 12
@@ -17,6 +18,7 @@ _FIRST_PROBE_US = 500_000
 _LONGEST_WAIT_US = 30_000_000
 _TRUSTED_AFTER_US = 10_000_000
 _WORST_LOAD = 2.0
+_SETTLING_US = 2_000_000
 
 
 class QualityLadder:
@@ -26,6 +28,8 @@ class QualityLadder:
     over a dozen windows, so that one slow window is left to the playout delay to absorb. Down one rung when
     load passes 0.9, before a backlog can form, or when three windows in a row are late; up one when it stayed
     below 0.7 for three seconds (0.55 at half rate), twice as long after every step that had to be taken back.
+    In a session's first two seconds, while engine, codecs and the viewer's browser start, it takes a load of
+    1.25: less is left to the playout delay.
     A fault goes straight to pass-through. One window is tried after half a second, then after ever longer
     waits; the first that succeeds leads back to where it was, or, if it had only just recovered, one below.
     """
@@ -40,6 +44,7 @@ class QualityLadder:
         self._probe_us = 0
         self._wait_us = _FIRST_PROBE_US
         self._late = 0
+        self._began_us: int | None = None
         self._resume = Rung.FULL
         self._recovered_us: int | None = None
         self.faulted = False
@@ -84,12 +89,15 @@ class QualityLadder:
             else:
                 self._back_off(now_us)
             return
+        if self._began_us is None:
+            self._began_us = now_us
         self._recent.append((load, cost_us))
         self._late = 0 if on_time else self._late + 1
         if self._fixed:
             return
+        too_much = _TOO_MUCH if now_us - self._began_us >= _SETTLING_US else _TOO_MUCH_AT_FIRST
         room = _ROOM_AT_HALF_RATE if self._rung == Rung.HALF_RATE else _ROOM
-        if len(self._recent) >= _LEAST_WINDOWS and (self.load > _TOO_MUCH or self._late >= 3):
+        if len(self._recent) >= _LEAST_WINDOWS and (self.load > too_much or self._late >= 3):
             if self._climbed_us is not None and now_us - self._climbed_us < 4 * self._calm_us:
                 self._calm_us = min(2 * self._calm_us, _LONGEST_WAIT_US)
             self._down(now_us)

@@ -134,3 +134,16 @@ def test_one_slow_window_now_and_then_is_no_overload() -> None:
     for k in range(25 * 60):
         ladder.finished(k * STEP_US, 250_000 if k % 25 == 24 else 20_000, STEP_US, True)
         assert rung(ladder) == Rung.FULL
+
+
+def test_the_turmoil_of_the_first_second_costs_no_rung() -> None:
+    ladder = QualityLadder()
+    for k in range(25):
+        ladder.finished(k * STEP_US, 45_000, STEP_US, True)
+    assert rung(ladder) == Rung.FULL
+    for k in range(25, 100):
+        ladder.finished(k * STEP_US, 20_000, STEP_US, True)
+    assert rung(ladder) == Rung.FULL
+    for k in range(100, 125):
+        ladder.finished(k * STEP_US, 45_000, STEP_US, True)
+    assert rung(ladder) > Rung.FULL
