@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from hashlib import sha256
 from importlib.resources import files
 from time import perf_counter
@@ -98,6 +99,12 @@ class TalkinEngine:
     @property
     def weights(self) -> Mapping[str, str]:
         return dict(self._weights)
+
+    def with_speech(self, speech: Speech) -> TalkinEngine:
+        """This engine with its mouth moved by something else than the bundled net, as for a baseline."""
+        other = copy(self)
+        other._speech = speech
+        return other
 
     def open_session(self, options: EngineOptions) -> TalkinSession:
         return TalkinSession(self._speech.open_stream(), self._basis, options)
