@@ -1,1 +1,1 @@
-"""How good a dub is, from its file alone: pure measures on landmarks, sound and pictures (docs/evaluation.md)."""
+"""How good a dub is, measured on landmarks, sound and pictures (docs/evaluation.md)."""

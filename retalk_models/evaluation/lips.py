@@ -83,7 +83,8 @@ def loudness(sound: F32, at: F64) -> F64:
         return np.full(len(at), np.nan)
     power = np.convolve(sound.astype(np.float64) ** 2, np.ones(640) / 640, mode="same")
     seconds = np.arange(len(power)) / VOICE_RATE
-    return np.sqrt(np.maximum(0, np.interp(at, seconds, power, left=np.nan, right=np.nan)))
+    near = np.interp(at, seconds, power, left=np.nan, right=np.nan)
+    return np.asarray(np.sqrt(np.maximum(0, near)), np.float64)
 
 
 def speaking(sound: F32, at: F64) -> Flags:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from retalk_models.evaluation.series import F64, Flags
 from retalk_models.face.geometry import FACE_OVAL, OUTER_LIPS, STABLE, fit_similarity, template
-from retalk_models.picture import F32, U8, Picture
+from retalk_models.picture import F32, Picture
 
 _SPAN = (1.5, 1.3)
 """Width and height of the crop round the mouth, units of the outer eye corners' distance."""
@@ -65,7 +64,7 @@ def crop_map(points: F32, unit: float) -> F32:
     mouth = template()[list(OUTER_LIPS), :2].mean(0)
     width, height = crop_size(unit)
     move = unit * (pose.translation[:2] - mouth) + np.array([width / 2, height / 2])
-    return np.concatenate([unit * turn, move[:, None]], 1).astype(np.float32)
+    return np.asarray(np.concatenate([unit * turn, move[:, None]], 1), np.float32)
 
 
 def crop_size(unit: float) -> tuple[int, int]:
@@ -135,8 +134,8 @@ def sharpness(luma: F32, mask: Flags) -> float:
 def seam(source: Picture, dub: Picture, points: F32) -> float:
     """How hard the changed area's border is: 90th percentile over it of the gradient of what was changed.
 
-    Luma levels a pixel: a paste with an offset of 20 levels has about 10, a soft fade under 2. NaN where nothing
-    changed.
+    Luma levels a pixel: a paste with an offset of 20 levels has about 10, a soft fade under 2. NaN where
+    nothing changed.
     """
     left, top, right, bottom = face_box(source, points)
     before = source.y[top:bottom, left:right].astype(np.float32)
@@ -155,7 +154,8 @@ def seam(source: Picture, dub: Picture, points: F32) -> float:
 
 
 def face_box(picture: Picture, points: F32) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the face with a quarter of its size on every side; even, within the picture."""
+    """Left, top, right, bottom of the face with a quarter of its size on every side; even, within the
+    picture."""
     oval = points[list(FACE_OVAL), :2]
     low, high = oval.min(0), oval.max(0)
     beside = _BESIDE * (high - low)
@@ -166,7 +166,8 @@ def face_box(picture: Picture, points: F32) -> tuple[int, int, int, int]:
 
 
 def outside(source: Picture, dub: Picture, points: F32) -> tuple[int, float]:
-    """Samples (Y, U and V) that differ outside the face's box, and their mean squared luma difference there."""
+    """Samples (Y, U and V) that differ outside the face's box, and their mean squared luma difference
+    there."""
     left, top, right, bottom = face_box(source, points)
     away = np.ones(source.y.shape, np.bool_)
     away[top:bottom, left:right] = False
@@ -285,7 +286,8 @@ class PictureMeter:
 
 
 def likeness(left: tuple[Picture, F32], right: tuple[Picture, F32], unit: float) -> tuple[float, float]:
-    """PSNR and SSIM in the right picture's mouth mask of two pictures of one person, each with its own points.
+    """PSNR and SSIM in the right picture's mouth mask of two pictures of one person, each with its own
+    points.
 
     Both are turned upright by their own stable points first, so the head may have moved between them.
     """

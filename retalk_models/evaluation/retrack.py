@@ -29,7 +29,8 @@ class Retracker:
         self._mesh.close()
 
     def points(self, rgb: U8) -> F32:
-        """(478, 3) pixels (z on the scale of x) in a (height, width, 3) picture; NaN where there is no face."""
+        """(478, 3) pixels (z on the scale of x) in a (height, width, 3) picture; NaN where there is no
+        face."""
         height, width = rgb.shape[:2]
         found = self._mesh.process(rgb).multi_face_landmarks
         if not found:

@@ -1,4 +1,4 @@
-"""Whether lips and sound belong together: a linear regression from log-mel to lip shape, and how well it holds.
+"""Whether lips and sound belong together: how well a regression from log-mel to lip shape holds.
 
 Independent of every engine: it sees landmarks and sound alone. What it was trained on, and what it separates,
 stands in the model card.
@@ -55,7 +55,8 @@ def listen(levels: F64, at: F64) -> F64:
 
 
 def lip_values(lips: Lips, at: F64) -> F64:
-    """(n, 81) lip points (x, y) and jaw at each instant, canonical units, less their mean; NaN where unknown."""
+    """(n, 81) lip points (x, y) and jaw at each instant, canonical units, less their mean; NaN where
+    unknown."""
     jaw = on_grid(lips.seconds, lips.jaw, at)
     jaw = jaw - np.nanmean(jaw) if np.isfinite(jaw).any() else jaw
     return np.concatenate([lips.shape_at(at).reshape(len(at), 2 * len(LIPS)), jaw[:, None]], 1)
@@ -65,7 +66,8 @@ def lip_values(lips: Lips, at: F64) -> F64:
 class SyncMeter:
     """Two directions of lip shape that sound predicts best, and what predicts them.
 
-    mean, scale: (f,) of what is heard. heard: (f, 2) from that to the directions. seen: (81, 2) from lip_values.
+    mean, scale: (f,) of what is heard. heard: (f, 2) from that to the directions. seen: (81, 2) from
+    lip_values.
     """
 
     mean: F64
@@ -84,8 +86,8 @@ class SyncMeter:
         """How surely these lips speak this 16 kHz sound (time 0 of both the same): mean r of the directions,
         at the best lag within 40 ms.
 
-        True footage gives 0.3 to 0.7, unrelated sound about 0 with a spread of 0.1 at ten seconds and more below;
-        NaN under 1.5 s.
+        True footage gives 0.3 to 0.7, unrelated sound about 0 with a spread of 0.1 at ten seconds and more
+        below; NaN under 1.5 s.
         """
         end = min(len(sound) / VOICE_RATE, float(lips.seconds[-1])) if len(lips.seconds) else 0.0
         at = np.arange(0.1, end - 0.1, 1 / RATE)

@@ -29,7 +29,10 @@ class _LoudnessStream:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self.restart(0)
+        self._start = self._dropped = 0
+        self._carry: F32 = np.zeros(0, np.float32)
+        self._opened: NDArray[np.float64] = np.zeros(0)
+        self._level = LevelTracker()
 
     def push(self, pcm: F32) -> None:
         held = np.concatenate([self._carry, np.asarray(pcm, np.float32)])
@@ -53,9 +56,8 @@ class _LoudnessStream:
 
     def restart(self, position: int) -> None:
         self._start, self._dropped = position, 0
-        self._carry: F32 = np.zeros(0, np.float32)
-        self._opened: NDArray[np.float64] = np.zeros(0)
-        self._level = LevelTracker()
+        self._carry, self._opened = np.zeros(0, np.float32), np.zeros(0)
+        self._level.reset()
 
 
 @dataclass(frozen=True, slots=True)
