@@ -30,6 +30,13 @@ class Idle(StrEnum):
     REST = "rest"
 
 
+class Template(StrEnum):
+    """The expression of the canonical references, where an engine makes any."""
+
+    NEUTRAL = "neutral"
+    SMILE = "smile"
+
+
 class FaceState(StrEnum):
     """What the tracker made of a frame."""
 
@@ -43,10 +50,16 @@ class FaceState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What a session asks of its engine, fixed for the session's life."""
+    """What a session asks of its engine, fixed for the session's life.
+
+    patient: there is time for everything, so the same input must give the same output: nothing is left to be
+    ready when it is ready.
+    """
 
     idle: Idle = Idle.SOURCE
     seed: int = 0
+    template: Template = Template.NEUTRAL
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +113,12 @@ class EngineResult:
     """Outputs in the order of the window's frames, and what each stage cost.
 
     stage_ms: wall milliseconds per stage over the whole window, keyed by stage name.
+    counts: how often what happened in the window, such as "reference_hits" and "reference_misses".
     """
 
     outputs: tuple[EngineOutput, ...]
     stage_ms: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class EngineSession(Protocol):

@@ -10,18 +10,39 @@ import numpy as np
 
 T = TypeVar("T")
 
+Key = tuple[int, int, int]
+
+_BETTER = 0.08
+"""A reference takes another's place only if better by so much: teeth must not change for nothing."""
+
+_APART, _FARTHEST = 0.15, 4
+"""What a reference is worth per cell between it and its nearest neighbour, over at most so many cells."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference(Generic[T]):
     """Something kept of the person with the pose it was seen in.
 
-    yaw, pitch: radians. quality: higher is better, about 0..1.
+    yaw, pitch, roll: radians. quality: higher is better, about 0..1.
     """
 
     item: T
     yaw: float
     pitch: float
     quality: float
+    roll: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """Poses that were sought: those whose own cell held a reference, and those whose did not."""
+
+    hits: int
+    misses: int
+
+    def counts(self) -> dict[str, int]:
+        """As EngineResult carries them."""
+        return {"reference_hits": self.hits, "reference_misses": self.misses}
 
 
 class PoseCache(Generic[T]):
@@ -34,7 +55,8 @@ class PoseCache(Generic[T]):
         if capacity < 1:
             raise ValueError(f"a pose cache needs a capacity of at least 1, not {capacity}")
         self._capacity, self._cell = capacity, cell
-        self._kept: dict[tuple[int, int], Reference[T]] = {}
+        self._kept: dict[Key, Reference[T]] = {}
+        self._hits = self._misses = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -42,46 +64,72 @@ class PoseCache(Generic[T]):
     def clear(self) -> None:
         self._kept.clear()
 
-    def wants(self, yaw: float, pitch: float, quality: float) -> bool:
+    def take_use(self) -> CacheUse:
+        """How `seek` fared since this was last asked."""
+        use = CacheUse(self._hits, self._misses)
+        self._hits = self._misses = 0
+        return use
+
+    def wants(self, yaw: float, pitch: float, quality: float, roll: float = 0.0) -> bool:
         """Whether a reference of this quality would be taken in, so that it need not be made for nothing."""
-        held = self._kept.get(self._key(yaw, pitch))
-        if held is None:
-            return len(self._kept) < self._capacity or quality > self._weakest()[1]
-        # Better by a margin: a reference that changes for nothing makes teeth change for nothing.
-        return quality > held.quality + 0.08
+        key = self._key(yaw, pitch, roll)
+        held = self._kept.get(key)
+        if held is not None:
+            return quality > held.quality + _BETTER
+        if len(self._kept) < self._capacity:
+            return True
+        # By what each is worth, or a full cache of equals would never learn a pose that is new.
+        weakest = self._weakest()
+        return self._worth(key, quality, without=weakest) > self._worth(weakest, self._kept[weakest].quality)
 
     def add(self, reference: Reference[T]) -> None:
         """Take a reference in, in place of its cell's or, when full, of the one that the rest covers best."""
-        key = self._key(reference.yaw, reference.pitch)
+        key = self._key(reference.yaw, reference.pitch, reference.roll)
         if key not in self._kept and len(self._kept) >= self._capacity:
-            del self._kept[self._weakest()[0]]
+            del self._kept[self._weakest()]
         self._kept[key] = reference
 
-    def nearest(self, yaw: float, pitch: float, current: Reference[T] | None = None) -> Reference[T] | None:
+    def seek(
+        self, yaw: float, pitch: float, current: Reference[T] | None = None, roll: float = 0.0
+    ) -> Reference[T] | None:
+        """`nearest`, counted: a hit where the pose's own cell holds a reference."""
+        if self._key(yaw, pitch, roll) in self._kept:
+            self._hits += 1
+        else:
+            self._misses += 1
+        return self.nearest(yaw, pitch, current, roll)
+
+    def nearest(
+        self, yaw: float, pitch: float, current: Reference[T] | None = None, roll: float = 0.0
+    ) -> Reference[T] | None:
         """The reference that serves a pose best; the current one keeps its place unless another is clearly
         better."""
         best: Reference[T] | None = None
         best_score = -np.inf
         for one in self._kept.values():
-            score = self.fitness(one, yaw, pitch) + (0.12 if one is current else 0.0)
+            score = self.fitness(one, yaw, pitch, roll) + (0.12 if one is current else 0.0)
             if score > best_score:
                 best, best_score = one, score
         return best
 
     @staticmethod
-    def fitness(one: Reference[T], yaw: float, pitch: float) -> float:
+    def fitness(one: Reference[T], yaw: float, pitch: float, roll: float = 0.0) -> float:
         """Quality less what the difference in pose costs."""
-        return one.quality - 0.7 * abs(one.yaw - yaw) - 0.5 * abs(one.pitch - pitch)
+        away = 0.7 * abs(one.yaw - yaw) + 0.5 * abs(one.pitch - pitch) + 0.5 * abs(one.roll - roll)
+        return one.quality - away
 
-    def _key(self, yaw: float, pitch: float) -> tuple[int, int]:
-        return int(np.rint(yaw / self._cell)), int(np.rint(pitch / self._cell))
+    def _key(self, yaw: float, pitch: float, roll: float) -> Key:
+        across, down, tilt = (int(np.rint(angle / self._cell)) for angle in (yaw, pitch, roll))
+        return across, down, tilt
 
-    def _weakest(self) -> tuple[tuple[int, int], float]:
-        """The cell that is missed least: low quality, neighbours near. Its key and quality."""
+    def _worth(self, key: Key, quality: float, without: Key | None = None) -> float:
+        """High where it would be missed: good, and far from its neighbours."""
+        apart = (
+            sum(abs(a - b) for a, b in zip(key, other, strict=True))
+            for other in self._kept
+            if other not in (key, without)
+        )
+        return quality + _APART * min(min(apart, default=_FARTHEST), _FARTHEST)
 
-        def worth(key: tuple[int, int]) -> float:
-            others = [abs(key[0] - k[0]) + abs(key[1] - k[1]) for k in self._kept if k != key]
-            return self._kept[key].quality + 0.15 * min(min(others, default=4), 4)
-
-        key = min(self._kept, key=worth)
-        return key, self._kept[key].quality
+    def _weakest(self) -> Key:
+        return min(self._kept, key=lambda key: self._worth(key, self._kept[key].quality))

@@ -25,6 +25,7 @@ from stream.encode import Codec, EncodedHub, Subscription
 from stream.errors import VoiceFull
 from stream.media import PLAYOUT_RATE
 from stream.presenter import present
+from stream.rtp_time import SenderClock
 from stream.source import SourceBuffer
 from stream.stats import SessionStats, Spread
 from stream.voice import VoiceFormat, VoiceTrack
@@ -187,13 +188,13 @@ class HostedSession:
         if on_end is not None:
             on_end(peer, reason, fault)
 
-    def video_inlet(self, loop: asyncio.AbstractEventLoop) -> VideoInlet | None:
+    def video_inlet(self, loop: asyncio.AbstractEventLoop, sender: SenderClock) -> VideoInlet | None:
         """Where a source's decoded frames go; nowhere for a duplex peer of a session with a presenter."""
         if self.plan.presenter is not None:
             return None
-        return VideoInlet(loop, self._stream.clock, self._stream.source.push)
+        return VideoInlet(loop, self._stream.clock, self._stream.source.push, sender)
 
-    def voice_inlet(self, loop: asyncio.AbstractEventLoop, owner: object) -> VoiceInlet:
+    def voice_inlet(self, loop: asyncio.AbstractEventLoop, owner: object, sender: SenderClock) -> VoiceInlet:
         """Where a speaker's decoded audio goes, for as long as that speaker holds the voice."""
         self.claim_voice(owner)
 
@@ -203,7 +204,7 @@ class HostedSession:
             with contextlib.suppress(VoiceFull):  # a live speaker cannot be slowed down, only not be heard
                 self.voice.push(samples, form, realtime=True)
 
-        return VoiceInlet(loop, push)
+        return VoiceInlet(loop, push, self._stream.clock, sender)
 
     def subscribe(self, codec: Codec) -> Subscription:
         """A viewer's share of the encoded output."""
@@ -266,6 +267,7 @@ class HostedSession:
             "faces": dict(stats.faces),
             "rungs": dict(stats.rungs),
             "queues": dict(stats.queues),
+            "engine_counts": dict(stats.engine_counts),
             "client": dict(self.client_stats),
         }
 
@@ -284,6 +286,7 @@ class HostedSession:
 
     async def _observe(self) -> None:
         late = dropped = 0
+        counted: Mapping[str, int] = {}
         while True:
             await asyncio.sleep(OBSERVE_INTERVAL_S)
             stats = self._stream.stats()
@@ -297,7 +300,8 @@ class HostedSession:
             )
             self._metrics.late_frames.inc(max(0, stats.late - late))
             self._metrics.dropped_frames.inc(max(0, stats.dropped - dropped))
-            late, dropped = stats.late, stats.dropped
+            self._metrics.count(counted, stats.engine_counts)
+            late, dropped, counted = stats.late, stats.dropped, stats.engine_counts
 
     async def close(self) -> None:
         """End every peer and the stream. Idempotent."""

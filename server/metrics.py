@@ -65,6 +65,19 @@ class Metrics:
             "dropped_frames", "Source frames dropped by a full buffer", namespace=prefix, registry=registry
         )
 
+        self.engine_counts = Counter(
+            "engine_counts",
+            "What engines count, such as reference_hits and reference_misses of the pose cache",
+            ["what"],
+            namespace=prefix,
+            registry=registry,
+        )
+
+    def count(self, before: Mapping[str, int], now: Mapping[str, int]) -> None:
+        """One session's engine counts, as they were and as they are."""
+        for what, total in now.items():
+            self.engine_counts.labels(what).inc(max(0, total - before.get(what, 0)))
+
     def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A gauge that is read when it is scraped."""
         Gauge(name, help_text, namespace="retalk", registry=self.registry).set_function(read)

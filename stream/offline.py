@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from retalk_models.engine import Engine, Idle, load_engine
+from retalk_models.engine import Engine, Idle, Template, load_engine
 from stream.clock import Clock, MonotonicClock, VirtualClock
 from stream.errors import InputError
 from stream.files import AudioFile, VideoFile
@@ -44,6 +44,7 @@ def dub(
     idle: Idle | str = Idle.REST,
     mark: bool = True,
     seed: int = 0,
+    template: Template | str = Template.NEUTRAL,
     realtime: bool = False,
     progress: Progress | None = None,
     report: str | Path | None = None,
@@ -66,6 +67,7 @@ def dub(
             idle=Idle(idle),
             mark=mark,
             seed=seed,
+            template=Template(template),
             adaptive=realtime,
             figures_kept=_FIGURES,
         )
@@ -256,6 +258,7 @@ class _Dub:
             "stage_ms": {name: _rounded(spread) for name, spread in stats.stage_ms.items()},
             "rungs": dict(stats.rungs),
             "faces": dict(stats.faces),
+            "engine_counts": dict(stats.engine_counts),
             "skew_ms": _rounded(stats.skew_ms),
             "faults": stats.faults,
             "last_fault": stats.last_fault,

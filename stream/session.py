@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from retalk_models.engine import Engine, EngineOptions, Idle
+from retalk_models.engine import Engine, EngineOptions, Idle, Template
 from retalk_models.picture import Picture
 from stream.clock import Bell, Clock
 from stream.encode import EncodedHub
@@ -40,6 +40,7 @@ class SessionConfig:
     idle: Idle = Idle.SOURCE
     mark: bool = True
     seed: int = 0
+    template: Template = Template.NEUTRAL
     adaptive: bool = True
     engine_timeout_us: int = 2_000_000
     source_frames: int = 8
@@ -95,7 +96,7 @@ class Session:
             finish=_mark() if config.mark else None,
         )
         self._ladder = QualityLadder(fixed=not config.adaptive)
-        options = EngineOptions(idle=config.idle, seed=config.seed)
+        options = EngineOptions(config.idle, config.seed, config.template, patient=not config.adaptive)
         self._link = EngineLink(clock, self._bell, runner, engine, options, config.engine_timeout_us)
         self._stop = asyncio.Event()
         self._finished = asyncio.Event()
@@ -171,6 +172,7 @@ class Session:
             last_fault=counts.last_fault,
             queues={"source": len(self.source), "windows": len(self._cutter), "playout": len(self._playout)},
             encoded=self._sink.counts(),
+            engine_counts=dict(counts.engine),
         )
 
     def _state(self) -> SessionState:
@@ -242,6 +244,7 @@ class Session:
             on_time &= self._playout.deliver(frame, output, window.engine.epoch, window.engine.rung)
         for stage, milliseconds in result.stage_ms.items():
             self._counts.stage(stage, milliseconds)
+        self._counts.engine.update(result.counts)
         computed_ms = sum(result.stage_ms.values())
         self._counts.stage("queue", max(0.0, finished.cost_us / 1000 - computed_ms))
         if not finished.warm_up or self._ladder.faulted:

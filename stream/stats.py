@@ -71,6 +71,7 @@ class SessionStats:
     added_latency_ms: release of a frame minus its arrival. skew_ms: audio time minus video time at release.
     stage_ms: per window, by stage: the engine's own, "queue" (waiting for it) and "encode".
     late: frames whose dub was not ready when due; stale: whose dub was of an older epoch.
+    engine_counts: what the engine counted, such as reference_hits and reference_misses.
     """
 
     state: SessionState
@@ -102,6 +103,7 @@ class SessionStats:
     last_fault: str
     queues: Mapping[str, int]
     encoded: Mapping[str, int] = field(default_factory=dict)
+    engine_counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Counts:
@@ -111,6 +113,7 @@ class Counts:
         self._kept = kept
         self.faces: Counter[str] = Counter()
         self.rungs: Counter[str] = Counter()
+        self.engine: Counter[str] = Counter()
         self.face = FaceState.NONE
         self.stages: dict[str, Recent] = {}
         self.latency_ms = Recent(kept)

@@ -110,6 +110,19 @@ class Pose:
         return float(np.arctan2(self.rotation[1, 0], self.rotation[0, 0]))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ObservedFace:
+    """A tracked frame, factorised and steadied.
+
+    points: (478, 3) pixels. shape: the same, canonical. opening: its aperture, canonical units, at least 0.
+    """
+
+    points: F32
+    pose: Pose
+    shape: F32
+    opening: float
+
+
 def fit_similarity(source: F32, target: F32, weights: F32) -> Pose:
     """The similarity that takes source to target, by weighted least squares (Umeyama 1991).
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import copy
 from hashlib import sha256
 from importlib.resources import files
-from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +20,9 @@ from retalk_models.engine import (
     Rung,
 )
 from retalk_models.face.composite import composite
+from retalk_models.face.speaking import SpeakingGates
+from retalk_models.face.timing import FrameSteps, StageClock
+from retalk_models.face.watch import FaceWatch, Sighting
 from retalk_models.picture import F32
 from retalk_models.talkin.basis import WEIGHTS_FILE as BASIS_FILE
 from retalk_models.talkin.basis import ExpressionBasis
@@ -29,14 +30,7 @@ from retalk_models.talkin.net import LOOK_AHEAD, Expression, SpeechToExpression
 from retalk_models.talkin.net import WEIGHTS_FILE as NET_FILE
 from retalk_models.talkin.references import MouthReferences
 from retalk_models.talkin.render import Drawing, draw, teeth_plane
-from retalk_models.talkin.speaking import SpeakingGates
 from retalk_models.talkin.target import TargetGeometry
-from retalk_models.talkin.watch import FaceWatch, Sighting
-
-_LONGEST_STEP_S = 0.25
-"""Frames farther apart than this ease no further than over this."""
-
-_FIRST_STEP_S = 0.04
 
 _VISIBLE = 0.004
 """A dub weaker than this cannot be seen, so the frame is left alone."""
@@ -130,11 +124,11 @@ class TalkinSession:
         self._stream = stream
         self._geometry = TargetGeometry(basis)
         self._references = MouthReferences()
-        self._watch = FaceWatch(self._geometry, self._references)
+        self._watch = FaceWatch(self._geometry, self._references.reset)
         self._gates = SpeakingGates(options.idle)
         self._epoch: int | None = None
         self._heard_until = 0
-        self._last_us: int | None = None
+        self._steps = FrameSteps()
         self._count = 0
         self._drawing: Drawing | None = None
         self._closed = False
@@ -143,11 +137,11 @@ class TalkinSession:
         """See EngineSession. Raises ValueError once closed."""
         if self._closed:
             raise ValueError("this engine session is closed")
-        clock = _StageClock()
+        clock = StageClock(_STAGES)
         with clock.stage("expression"):
             self._hear(window)
         outputs = tuple(self._dub(frame, window.rung, clock) for frame in window.frames)
-        return EngineResult(outputs, clock.milliseconds)
+        return EngineResult(outputs, clock.milliseconds, self._references.take_use().counts())
 
     def close(self) -> None:
         if not self._closed:
@@ -162,8 +156,8 @@ class TalkinSession:
         self._epoch, self._heard_until = window.epoch, window.voice_start + len(window.voice)
         self._stream.push(window.voice)
 
-    def _dub(self, frame: EngineFrame, rung: Rung, clock: _StageClock) -> EngineOutput:
-        elapsed_s = self._elapsed(frame.time_us)
+    def _dub(self, frame: EngineFrame, rung: Rung, clock: StageClock) -> EngineOutput:
+        elapsed_s = self._steps.step_s(frame.time_us)
         self._count += 1
         with clock.stage("expression"):
             gates = self._gates.update(frame.voice_active, elapsed_s)
@@ -216,24 +210,3 @@ class TalkinSession:
         target = self._geometry.target(face, spoken, strength)
         fine = rung < Rung.NO_ENHANCEMENT
         return draw(frame.picture, face, target, neutral, light, self._references, strength, elapsed_s, fine)
-
-    def _elapsed(self, time_us: int) -> float:
-        last, self._last_us = self._last_us, time_us
-        if last is None:
-            return _FIRST_STEP_S
-        return min(max(0.0, (time_us - last) / 1e6), _LONGEST_STEP_S)
-
-
-class _StageClock:
-    """Adds up wall time per stage."""
-
-    def __init__(self) -> None:
-        self.milliseconds = dict.fromkeys(_STAGES, 0.0)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = perf_counter()
-        try:
-            yield
-        finally:
-            self.milliseconds[name] += 1000 * (perf_counter() - began)

@@ -6,12 +6,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from retalk_models.face.geometry import Pose
+from retalk_models.face.geometry import ObservedFace, Pose
 from retalk_models.picture import F32, Picture
-from retalk_models.pose_cache import PoseCache, Reference
+from retalk_models.pose_cache import CacheUse, PoseCache, Reference
 from retalk_models.talkin.cavity import draw_cavity
 from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, cut_texture
-from retalk_models.talkin.target import ObservedFace
 
 _OPEN_ENOUGH = 0.045
 """Aperture (canonical units) from which a frame may serve as a reference."""
@@ -51,6 +50,10 @@ class MouthReferences:
         """References of the person's own held now."""
         return len(self._cache)
 
+    def take_use(self) -> CacheUse:
+        """How often a pose's own reference was there since this was last asked."""
+        return self._cache.take_use()
+
     def observe(
         self, picture: Picture, face: ObservedFace, plane: TeethPlane, light: F32, elapsed_s: float
     ) -> None:
@@ -81,7 +84,7 @@ class MouthReferences:
         opening: the target's aperture. lip_line: the neutral mouth's opening. light: of the skin in this
         frame.
         """
-        wanted = self._cache.nearest(pose.yaw, pose.pitch, self._current)
+        wanted = self._cache.seek(pose.yaw, pose.pitch, self._current)
         if (
             wanted is not None
             and wanted is not self._current

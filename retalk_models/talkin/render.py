@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from retalk_models.face.composite import Patch, mix_patches
+from retalk_models.face.geometry import ObservedFace
 from retalk_models.face.warp import WarpField, warp_field
 from retalk_models.picture import F32, Box, Picture
 from retalk_models.talkin.mouth import TEETH_DEPTH, Opening, TeethPlane, draw_mouth
 from retalk_models.talkin.references import MouthReferences
-from retalk_models.talkin.target import ObservedFace, TargetFace
+from retalk_models.talkin.target import TargetFace
 
 _FEATHER = 0.08
 """Width of the soft border over the face's width."""

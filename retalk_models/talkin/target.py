@@ -11,6 +11,7 @@ from retalk_models.face.geometry import (
     INNER_LIPS,
     OUTER_LIPS,
     IdentityEstimator,
+    ObservedFace,
     Pose,
     aperture,
     fit_pose,
@@ -43,19 +44,6 @@ _FLESH = (0.14, 0.26)
 shut
 and where they are apart: landmarks run on the edge, and a sliver of tooth carried along with the lip shows at
 once."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ObservedFace:
-    """A tracked frame, factorised and steadied.
-
-    points: (478, 3) pixels. shape: the same, canonical. opening: its aperture, canonical units, at least 0.
-    """
-
-    points: F32
-    pose: Pose
-    shape: F32
-    opening: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

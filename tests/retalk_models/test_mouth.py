@@ -113,7 +113,7 @@ def test_open_mouths_with_depth_are_better_references() -> None:
 
 
 def test_without_a_reference_the_mouth_is_drawn_and_the_change_to_a_real_one_crosses_over() -> None:
-    from retalk_models.talkin.target import ObservedFace
+    from retalk_models.face.geometry import ObservedFace
 
     references = MouthReferences()
     line = Opening.of(template(), CANONICAL)

@@ -63,3 +63,38 @@ def test_clear_empties_it_and_a_capacity_of_none_is_refused() -> None:
     assert cache.nearest(0.0, 0.0) is None
     with pytest.raises(ValueError, match="capacity"):
         PoseCache(capacity=0)
+
+
+def test_use_is_counted_by_the_poses_own_cell() -> None:
+    cache: PoseCache[str] = PoseCache(cell=0.2)
+    assert cache.seek(0.0, 0.0) is None
+    cache.add(Reference("front", 0.0, 0.0, 0.5))
+    assert cache.seek(0.05, -0.05) is not None
+    assert cache.seek(0.3, 0.0) is not None
+    assert cache.seek(0.0, 0.0, roll=0.3) is not None
+    assert cache.take_use().counts() == {"reference_hits": 1, "reference_misses": 3}
+    assert cache.take_use().counts() == {"reference_hits": 0, "reference_misses": 0}
+
+
+def test_tilted_heads_have_references_of_their_own() -> None:
+    cache: PoseCache[str] = PoseCache(cell=0.2)
+    cache.add(Reference("upright", 0.0, 0.0, 0.5))
+    assert not cache.wants(0.0, 0.0, 0.5)
+    assert cache.wants(0.0, 0.0, 0.5, roll=0.3)
+    cache.add(Reference("tilted", 0.0, 0.0, 0.5, roll=0.3))
+    found = cache.nearest(0.0, 0.0, roll=0.35)
+    assert found is not None
+    assert found.item == "tilted"
+
+
+def test_a_full_cache_of_equals_still_takes_in_what_is_new() -> None:
+    cache: PoseCache[int] = PoseCache(capacity=4, cell=0.1)
+    for number in range(4):
+        cache.add(Reference(number, 0.1 * number, 0.0, 1.0))
+    assert cache.wants(0.9, 0.0, 1.0)
+    assert not cache.wants(0.4, 0.0, 1.0)
+    cache.add(Reference(9, 0.9, 0.0, 1.0))
+    assert len(cache) == 4
+    found = cache.nearest(0.9, 0.0)
+    assert found is not None
+    assert found.item == 9

@@ -41,3 +41,12 @@ async def test_a_session_is_counted_and_never_named(server: LiveServer) -> None:
     text = (await server.http.get("/metrics")).text
     assert 'retalk_sessions_ended_total{reason="deleted"} 1.0' in text
     assert "retalk_sessions 0.0" in text
+
+
+def test_what_engines_count_is_added_up() -> None:
+    metrics = Metrics()
+    metrics.count({}, {"reference_hits": 5, "reference_misses": 1})
+    metrics.count({"reference_hits": 5, "reference_misses": 1}, {"reference_hits": 9, "reference_misses": 1})
+    text = metrics.exposition().decode()
+    assert 'retalk_engine_counts_total{what="reference_hits"} 9.0' in text
+    assert 'retalk_engine_counts_total{what="reference_misses"} 1.0' in text

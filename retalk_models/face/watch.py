@@ -3,19 +3,19 @@ tracked."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import cv2
 import numpy as np
 
 from retalk_models.engine import FaceState
 from retalk_models.face.align import CutDetector, SurfaceMemory, mouth_light
-from retalk_models.face.geometry import Pose
+from retalk_models.face.geometry import ObservedFace, Pose
 from retalk_models.face.presence import Presence
 from retalk_models.face.tracker import FaceTracker, TrackedFace
 from retalk_models.picture import F32, Picture
-from retalk_models.talkin.references import MouthReferences
-from retalk_models.talkin.target import ObservedFace, TargetGeometry
 
 _FORGET_S = 1.0
 """A face that was gone for longer may be another person's."""
@@ -43,12 +43,26 @@ class Sighting:
     tracked: bool
 
 
-class FaceWatch:
-    """One session's eyes. Feeds the person's geometry and forgets the person, with the references, at a
-    cut."""
+class FaceObserver(Protocol):
+    """Factorises tracked points into pose and shape, one person's at a time."""
 
-    def __init__(self, geometry: TargetGeometry, references: MouthReferences) -> None:
-        self._geometry, self._references = geometry, references
+    def observe(self, points: F32, elapsed_s: float) -> ObservedFace:
+        """(478, 3) pixels, elapsed_s after the ones before. Raises ValueError for what no pose fits."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the person."""
+        ...
+
+
+class FaceWatch:
+    """One session's eyes. Feeds the person's geometry and forgets the person at a cut.
+
+    forgotten: called then, so that what else is kept of the person goes too.
+    """
+
+    def __init__(self, geometry: FaceObserver, forgotten: Callable[[], None]) -> None:
+        self._geometry, self._forgotten = geometry, forgotten
         self._tracker = FaceTracker()
         self._cut = CutDetector()
         self._surface = SurfaceMemory()
@@ -135,7 +149,7 @@ class FaceWatch:
 
     def _forget_person(self) -> None:
         self._geometry.reset()
-        self._references.reset()
+        self._forgotten()
         self._surface.reset()
         self._last = None
         self._unseen_s = 0.0
