@@ -168,6 +168,43 @@ def bench(
         save(figures, target)
 
 
+@app.command("eval")
+def evaluate(
+    clips: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR|MANIFEST",
+            help="A folder of clips, or a JSON or CSV list of path, lips_minus_sound_ms and label.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="REPORT_DIR", help="Where the report goes.")],
+    engine: Engine = None,
+    device: Device = None,
+    dubs: Annotated[
+        Path | None, typer.Option(help="Measure the dubs in this folder, SOURCE__VOICE.mp4, and dub nothing.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="An earlier report.json, to be shown beside this one.")
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline/--no-baseline", help="Also dub with a loudness-driven mouth.")
+    ] = True,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the dubs, unmarked, in the report.")] = False,
+) -> None:
+    """Measure lip-sync and picture quality: every clip dubbed with every voice of the manifest."""
+    from retalk_models.engine import check_choice
+
+    check_choice(engine or "talkin", device or "auto")
+    from stream.evaluate.run import PAGE, Options, summary
+    from stream.evaluate.run import evaluate as run
+
+    options = Options(engine or "talkin", device or "auto", dubs, against, baseline, keep)
+    with terminate_as_interrupt(), progress("eval", "steps") as show:
+        report = run(clips, out, options, show)
+    print(summary(report))
+    print(out / PAGE)
+
+
 def check_writable(path: Path | None) -> None:
     """Raises BadUsageError now for a file that could not be written at the end. None is fine."""
     if path is None:

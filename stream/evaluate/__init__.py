@@ -1,0 +1,1 @@
+"""`retalk eval`: dubs every clip with every voice of a manifest and measures the files."""
