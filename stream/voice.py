@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from retalk_models.engine import VOICE_RATE
 from retalk_models.picture import F32
 from stream.clock import Bell, Clock
+from stream.drift import DriftCorrector
 from stream.errors import VoiceFull
 from stream.media import I16, PLAYOUT_RATE, VoiceSpan
 
@@ -26,6 +27,12 @@ _KEPT_S = 6
 _VAD_FRAME = 480
 _VAD_MODE = 2
 _SILENT_RMS = 10 ** (-50 / 20) * 32768
+_BREATH_FRAMES = 80
+"""Frames of 10 ms after speech in which a breath still belongs to it."""
+
+_BREATH_RMS = 10 ** (-65 / 20) * 32768
+"""Quieter than this is silence and no breath."""
+
 _PAUSE = PLAYOUT_RATE
 _FADE = 240
 
@@ -77,9 +84,11 @@ class VoiceTrack:
         self._open = False
         self._format: VoiceFormat | None = None
         self._resampler: AudioResampler | None = None
+        self._drift = DriftCorrector()
         self._vad = webrtcvad.Vad(_VAD_MODE)
         self._speech: NDArray[np.bool_] = np.zeros(self._size // _VAD_FRAME, np.bool_)
         self._judged = 0
+        self._since_speech = _BREATH_FRAMES
         self._consumed = 0
         self._played = 0
         self.epoch = 0
@@ -163,6 +172,7 @@ class VoiceTrack:
         self._consumed = min(self._consumed, self._written)
         self._judged = min(self._judged, max(0, self._played) // _VAD_FRAME)
         self._vad = webrtcvad.Vad(_VAD_MODE)
+        self._since_speech = _BREATH_FRAMES
         self._bell.ring()
         return self.epoch
 
@@ -192,7 +202,7 @@ class VoiceTrack:
         return np.asarray(np.einsum("ij,j->i", rows.astype(np.float32), self._taps), np.float32)
 
     def active(self, start: int, stop: int) -> bool:
-        """Whether speech is heard anywhere in playout positions [start, stop)."""
+        """Whether the speaker is heard anywhere in playout positions [start, stop): speech, or a breath after it."""
         self._judge(min(stop, self.final_to) // _VAD_FRAME)
         first = max(start // _VAD_FRAME, self._judged - self._speech.size, 0)
         last = min(-(-stop // _VAD_FRAME), self._judged)
@@ -240,8 +250,12 @@ class VoiceTrack:
                 self.gap_samples += hole
             self._clear(self._written, hole)
             self._written += hole
+            self._drift.restart()
         elif realtime:
             samples = self._trimmed(samples, now)
+        if not self._open:
+            self._drift.restart()
+        samples = self._drift.apply(samples, self._written, now)
         self._open = True
         self._store(self._written, samples)
         self._written += samples.size
@@ -264,10 +278,14 @@ class VoiceTrack:
             self._judged = max(oldest, until - self._speech.size, self._judged)
         while self._judged < until:
             frame = self._span(self._judged * _VAD_FRAME, _VAD_FRAME)
-            speech = _rms(frame) >= _SILENT_RMS
-            if speech:
-                speech = bool(self._vad.is_speech(frame.tobytes(), PLAYOUT_RATE))
-            self._speech[self._judged % self._speech.size] = speech
+            level = _rms(frame)
+            if level >= _SILENT_RMS and self._vad.is_speech(frame.tobytes(), PLAYOUT_RATE):
+                self._since_speech = 0
+            else:
+                self._since_speech += 1
+            self._speech[self._judged % self._speech.size] = (
+                level >= _BREATH_RMS and self._since_speech <= _BREATH_FRAMES
+            )
             self._judged += 1
 
     def _span(self, start: int, count: int) -> I16:

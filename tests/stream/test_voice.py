@@ -241,6 +241,21 @@ def test_silence_and_faint_noise_are_silent_and_speech_is_not(repository: Path) 
     assert sum(tenths) > 0.5 * len(tenths)
 
 
+def test_a_breath_after_speech_belongs_to_it_for_a_while() -> None:
+    with wave.open(str(Path(__file__).parents[2] / "client_web" / "sample" / "speech.wav")) as file:
+        rate, count = file.getframerate(), file.getnframes()
+        everything = np.frombuffer(file.readframes(min(count, 4 * rate)), np.int16)
+    for faint, belongs in ((noise(96_000, 3, 60), True), (np.zeros(96_000, np.int16), False)):
+        voice, _ = track()
+        voice.push(everything, VoiceFormat(rate, 1))
+        voice.push(np.zeros(48, np.int16), VoiceFormat(rate, 1))
+        end = voice.written
+        voice.push(faint)
+        last = max(at for at in range(0, end, 480) if voice.active(at, at + 480)) + 480
+        assert voice.active(last + 24_000, last + 28_800) == belongs
+        assert not voice.active(last + 60_000, last + 96_000)
+
+
 def test_activity_does_not_depend_on_who_asks_when() -> None:
     samples = np.concatenate([tone(300), np.zeros(9600, np.int16), tone(300, 9000, 150)])
     one, _ = track()
