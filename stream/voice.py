@@ -82,6 +82,7 @@ class VoiceTrack:
         self._written = 0
         self._anchored = False
         self._open = False
+        self._from_file = False
         self._format: VoiceFormat | None = None
         self._resampler: AudioResampler | None = None
         self._drift = DriftCorrector()
@@ -110,6 +111,11 @@ class VoiceTrack:
         return self._played
 
     @property
+    def drift_samples(self) -> int:
+        """Playout samples that were added or left out because the voice's clock is off."""
+        return self._drift.changed_samples
+
+    @property
     def written(self) -> int:
         """Playout position behind the last accepted sample."""
         return self._written
@@ -127,7 +133,7 @@ class VoiceTrack:
         if self._anchored:
             raise RuntimeError("the voice has begun already")
         self._written = max(position, self._consumed)
-        self._anchored = self._open = True
+        self._anchored = self._open = self._from_file = True
 
     def push(self, samples: NDArray[Any], form: VoiceFormat | None = None, realtime: bool = False) -> None:
         """Place speech on the time line, all of it or nothing.
@@ -202,7 +208,7 @@ class VoiceTrack:
         return np.asarray(np.einsum("ij,j->i", rows.astype(np.float32), self._taps), np.float32)
 
     def active(self, start: int, stop: int) -> bool:
-        """Whether the speaker is heard anywhere in playout positions [start, stop): speech, or a breath after it."""
+        """Whether the speaker is heard in playout positions [start, stop): speech, or a breath after it."""
         self._judge(min(stop, self.final_to) // _VAD_FRAME)
         first = max(start // _VAD_FRAME, self._judged - self._speech.size, 0)
         last = min(-(-stop // _VAD_FRAME), self._judged)
@@ -252,10 +258,14 @@ class VoiceTrack:
             self._written += hole
             self._drift.restart()
         elif realtime:
-            samples = self._trimmed(samples, now)
+            kept = self._trimmed(samples, now)
+            if kept.size < samples.size:
+                self._drift.restart()
+            samples = kept
         if not self._open:
             self._drift.restart()
-        samples = self._drift.apply(samples, self._written, now)
+        if not self._from_file:
+            samples = self._drift.apply(samples, self._written, now)
         self._open = True
         self._store(self._written, samples)
         self._written += samples.size
