@@ -4,47 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.crossdub import lagged, partial, pearson
-
-U8 = NDArray[np.uint8]
-F64 = NDArray[np.float64]
-
-GRID_HZ = 50.0
-UPPER_LIP, LOWER_LIP, FOREHEAD, CHIN = 13, 14, 10, 152
-"""Face Mesh landmarks: the inner lips' middles, and the face's top and bottom."""
+from retalk_models.evaluation.retrack import Retracker
+from retalk_models.evaluation.series import F64, GRID_HZ, lagged, partial, pearson
+from retalk_models.face.geometry import lip_opening
+from retalk_models.picture import U8
 
 
 class LipTracker:
     """A fresh Face Mesh, so that nothing which the engine believes about itself enters a measurement."""
 
     def __enter__(self) -> Self:
-        import mediapipe as mp
-
-        self._mesh: Any = mp.solutions.face_mesh.FaceMesh(refine_landmarks=True, max_num_faces=1)
+        self._tracker = Retracker()
+        self._tracker.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._mesh.close()
+        self._tracker.__exit__(kind, error, trace)
 
     def opening(self, rgb: U8) -> float:
         """The inner lips' distance over the face's height in a (height, width, 3) picture; NaN without."""
-        found = self._mesh.process(rgb).multi_face_landmarks
-        if not found:
-            return float("nan")
-        size = np.array([rgb.shape[1], rgb.shape[0]])
-        at = {
-            index: np.array([found[0].landmark[index].x, found[0].landmark[index].y]) * size
-            for index in (UPPER_LIP, LOWER_LIP, FOREHEAD, CHIN)
-        }
-        gap = np.linalg.norm(at[UPPER_LIP] - at[LOWER_LIP])
-        return float(gap / np.linalg.norm(at[FOREHEAD] - at[CHIN]))
+        return lip_opening(self._tracker.points(rgb))
 
 
 @dataclass(frozen=True)

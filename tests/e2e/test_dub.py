@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from playwright.sync_api import Playwright
 
-from benchmarks.crossdub import track_opening
+from stream.evaluate.material import track
 from tests.e2e.camera import RATE, Camera
 from tests.e2e.chromium import Seen, begin_capture, chromium, end_capture, errors_on
 from tests.e2e.conftest import Served
@@ -76,8 +76,8 @@ def asked(film: Camera, voice: Path, tmp_path_factory: pytest.TempPathFactory) -
         "rest",
     ]
     subprocess.run([str(part) for part in command], check=True, capture_output=True)
-    track = track_opening(out)
-    return on_grid(track.seconds, track.opening, voice_grid(voice))
+    lips = track(out).lips()
+    return on_grid(lips.seconds, lips.opening, voice_grid(voice))
 
 
 def play(

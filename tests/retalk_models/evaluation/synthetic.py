@@ -55,7 +55,7 @@ def sound(apertures: F64, seed: int = 0) -> F32:
     low = np.sin(2 * np.pi * pitch) + 0.6 * np.sin(4 * np.pi * pitch)
     high = np.sin(2 * np.pi * 9 * pitch) + 0.7 * np.sin(2 * np.pi * 13 * pitch)
     wave = 0.05 * low + 0.2 * open_now * high + 0.002 * rng.standard_normal(count)
-    return wave.astype(np.float32)
+    return np.asarray(wave, np.float32)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def soft(points: F32, reach: float = 34.0) -> F32:
     x, y = points[[13, 14], :2].mean(0)
     rows, columns = np.mgrid[:256, :256]
     away = np.hypot(columns - x, rows - y) / reach
-    return np.clip(2 - 2 * away, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(2 - 2 * away, 0, 1), np.float32)
 
 
 def test_the_source_itself_is_perfect(source: Film) -> None:
@@ -63,7 +63,8 @@ def test_the_source_itself_is_perfect(source: Film) -> None:
 
 def test_a_blurred_mouth_is_found_out(source: Film) -> None:
     def blur(index: int, luma: F32, points: F32) -> F32:
-        return luma + soft(points, 60) * (cv2.GaussianBlur(luma, (0, 0), 1.5) - luma)
+        blurred = np.asarray(cv2.GaussianBlur(luma, (0, 0), 1.5), np.float32)
+        return luma + soft(points, 60) * (blurred - luma)
 
     found = measured(source, blur)
     assert found.sharpness < 0.7
@@ -74,7 +75,7 @@ def test_a_blurred_mouth_is_found_out(source: Film) -> None:
 def test_a_jittered_mouth_is_found_out(source: Film) -> None:
     def jitter(index: int, luma: F32, points: F32) -> F32:
         move = np.array([[1, 0, 1.0 if index % 2 else -1.0], [0, 1, 0]], np.float32)
-        moved = cv2.warpAffine(luma, move, (256, 256), borderMode=cv2.BORDER_REPLICATE)
+        moved: F32 = cv2.warpAffine(luma, move, (256, 256), borderMode=cv2.BORDER_REPLICATE)
         return luma + soft(points, 60) * (moved - luma)
 
     found = measured(source, jitter)
