@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from retalk_models.picture import Picture
 from server.rtp_receiver import Decoded, monotonic_us
-from stream.clock import Clock, RtpClock
+from stream.clock import Clock
 from stream.frames import picture_of
+from stream.rtp_time import RtpClock, SenderClock
 from stream.voice import VoiceFormat
 
 Item = TypeVar("Item")
@@ -75,11 +76,16 @@ class VideoInlet:
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         push: Callable[[Picture, int, int], Any],
+        sender: SenderClock | None = None,
     ) -> None:
         self._clock = clock
-        self._rtp = RtpClock(VIDEO_RATE)
+        self._rtp = RtpClock(VIDEO_RATE, sender)
         self._push = push
         self._mailbox: Mailbox[tuple[Picture, int, int]] = Mailbox(loop, 4, self._deliver)
+
+    def report(self, ntp: int, stamp: int) -> None:
+        """A sender report of the camera's track."""
+        self._rtp.report(ntp, stamp)
 
     @property
     def dropped(self) -> int:
@@ -104,12 +110,24 @@ class VoiceInlet:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, push: Callable[[NDArray[Any], VoiceFormat], Any]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        push: Callable[[NDArray[Any], VoiceFormat], Any],
+        clock: Clock | None = None,
+        sender: SenderClock | None = None,
     ) -> None:
         self._push = push
         self._expected: int | None = None
         self._mailbox: Mailbox[tuple[NDArray[Any], VoiceFormat]] = Mailbox(loop, 50, self._deliver)
+        self._clock = clock
+        # Its own result is not used: the sound tells the sender's clock how short the way is.
+        self._rtp = RtpClock(OPUS_RATE, sender)
+        self._times: Mailbox[tuple[int, int]] = Mailbox(loop, 50, self._note)
         self.concealed_samples = 0
+
+    def report(self, ntp: int, stamp: int) -> None:
+        """A sender report of the speaker's track."""
+        self._rtp.report(ntp, stamp)
 
     def __call__(self, decoded: Decoded) -> None:
         """In the decoder's thread."""
@@ -123,7 +141,14 @@ class VoiceInlet:
                 self.concealed_samples += lost
                 self._mailbox.put((np.zeros(lost * form.channels, packed.dtype), form))
         self._expected = (decoded.timestamp + frame.samples) % (1 << 32)
+        if self._clock is not None:
+            self._times.put((decoded.timestamp, decoded.arrived_us))
         self._mailbox.put((packed.reshape(-1), form))
+
+    def _note(self, item: tuple[int, int]) -> None:
+        assert self._clock is not None
+        stamp, arrived_us = item
+        self._rtp.to_session_us(stamp, self._clock.now_us() - max(0, monotonic_us() - arrived_us))
 
     def _deliver(self, item: tuple[NDArray[Any], VoiceFormat]) -> None:
         self._push(*item)

@@ -22,6 +22,7 @@ from server.rtp_receiver import PictureTooLargeError
 from server.sdp import MAX_CANDIDATES, Offer, Section, admits_candidate, broken
 from server.settings import Settings
 from stream.encode import Codec, EncodedAudio, EncodedVideo, Subscription, SubscriptionClosed
+from stream.rtp_time import SenderClock
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,11 @@ class End(StrEnum):
 class Stage(Protocol):
     """What a peer needs of the session that it belongs to."""
 
-    def video_inlet(self, loop: asyncio.AbstractEventLoop) -> VideoInlet | None: ...
+    def video_inlet(self, loop: asyncio.AbstractEventLoop, sender: SenderClock) -> VideoInlet | None: ...
 
-    def voice_inlet(self, loop: asyncio.AbstractEventLoop, owner: object) -> VoiceInlet: ...
+    def voice_inlet(
+        self, loop: asyncio.AbstractEventLoop, owner: object, sender: SenderClock
+    ) -> VoiceInlet: ...
 
     def subscribe(self, codec: Codec) -> Subscription: ...
 
@@ -229,7 +232,7 @@ class Peer:
         return self._pc.addTransceiver(track, direction="sendrecv" if section.sends else "sendonly")
 
     def _connect_tracks(self, offer: Offer, voice: str | None) -> None:
-        loop = asyncio.get_running_loop()
+        loop, sender = asyncio.get_running_loop(), SenderClock()
         sends = {section.mid for section in offer.sections if section.sends}
         for transceiver in self._pc.getTransceivers():
             receiver = receiver_of(transceiver)
@@ -237,14 +240,17 @@ class Peer:
             if transceiver.mid not in sends:
                 continue
             if transceiver.kind == "video" and self.role in (Role.SOURCE, Role.DUPLEX):
-                receiver.sink = self._stage.video_inlet(loop)
-                self.is_source = receiver.sink is not None
+                inlet = self._stage.video_inlet(loop, sender)
+                receiver.sink = inlet
+                self.is_source = inlet is not None
+                receiver.on_report = inlet.report if inlet is not None else None
                 # Browsers begin at 300 kbit/s and take half a minute to trust the path, while the dub can be
                 # no sharper than its source. Congestion control brings it down where the path is narrow.
                 for codec in transceiver._codecs[:1]:
                     codec.parameters["x-google-start-bitrate"] = START_KBPS
             elif transceiver.kind == "audio" and transceiver.mid == voice:
-                receiver.sink = self._stage.voice_inlet(loop, self)
+                voice_inlet = self._stage.voice_inlet(loop, self, sender)
+                receiver.sink, receiver.on_report = voice_inlet, voice_inlet.report
         if self._tracks:
             self._subscription = self._stage.subscribe(self._negotiated_codec())
             for track in self._tracks:

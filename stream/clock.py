@@ -1,10 +1,9 @@
-"""The session clock: real, virtual for files and tests, and the mapping of RTP time stamps onto it."""
+"""The session clock: real, and virtual for files and tests."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -174,79 +173,3 @@ class VirtualClock:
         assert first.until_us is not None
         self._now_us = max(self._now_us, first.until_us)
         first.waiter.set_result(False)
-
-
-_WRAP = 1 << 32
-_BUCKET_US = 1_000_000
-_BUCKETS = 5
-_RISE_PER_S = 10_000
-_JUMP_US = 1_500_000
-
-
-class RtpClock:
-    """Maps 32-bit wrapping RTP time stamps at `rate` onto session microseconds.
-
-    A packet is never early: the least (arrival - media time) over the last five seconds is the path without
-    jitter. It is followed down at once and up at 10 ms per second, which tracks crystals that differ, ignores
-    a burst of queueing, and forgets a first frame that came by a shorter way than all that follow.
-    A stamp that lands 1.5 s behind its arrival, or 1.5 s ahead of the
-    last one without that time having passed, means that the sender began anew.
-    """
-
-    def __init__(self, rate: int) -> None:
-        if rate <= 0:
-            raise ValueError(f"an RTP clock rate must be positive, not {rate}")
-        self._rate = rate
-        self._last_stamp: int | None = None
-        self._unwrapped = 0
-        self._offset_us = 0.0
-        self._moved_us = 0
-        self._least: deque[tuple[int, float]] = deque(maxlen=_BUCKETS)
-        self._last_arrival_us = 0
-        self.anchors = 0
-
-    def to_session_us(self, stamp: int, arrived_us: int) -> int:
-        """The session time at which what `stamp` marks was captured; at most `arrived_us`."""
-        stamp %= _WRAP
-        if self._last_stamp is None:
-            self._anchor(stamp, arrived_us)
-            return arrived_us
-        step = (stamp - self._last_stamp + _WRAP // 2) % _WRAP - _WRAP // 2
-        passed_us = arrived_us - self._last_arrival_us
-        if abs(step) * 1_000_000 // self._rate > passed_us + _JUMP_US:
-            self._anchor(stamp, arrived_us)
-            return arrived_us
-        if step > 0:
-            self._unwrapped += step
-            self._last_stamp = stamp
-            self._last_arrival_us = arrived_us
-            media_us = self._unwrapped * 1_000_000 / self._rate
-            self._learn(arrived_us - media_us, arrived_us)
-        else:
-            media_us = (self._unwrapped + step) * 1_000_000 / self._rate
-        mapped_us = round(media_us + self._offset_us)
-        if arrived_us - mapped_us > _JUMP_US:
-            self._anchor(stamp, arrived_us)
-            return arrived_us
-        return min(mapped_us, arrived_us)
-
-    def _anchor(self, stamp: int, arrived_us: int) -> None:
-        self._last_stamp = stamp
-        self._unwrapped = 0
-        self._offset_us = float(arrived_us)
-        self._moved_us = arrived_us
-        self._least.clear()
-        self._least.append((arrived_us // _BUCKET_US, float(arrived_us)))
-        self._last_arrival_us = arrived_us
-        self.anchors += 1
-
-    def _learn(self, offset_us: float, arrived_us: int) -> None:
-        bucket = arrived_us // _BUCKET_US
-        if self._least and self._least[-1][0] == bucket:
-            self._least[-1] = (bucket, min(self._least[-1][1], offset_us))
-        else:
-            self._least.append((bucket, offset_us))
-        least_us = min(offset for _, offset in self._least)
-        rise_us = _RISE_PER_S * (arrived_us - self._moved_us) / 1e6
-        self._offset_us = min(least_us, self._offset_us + max(rise_us, 0.0))
-        self._moved_us = arrived_us
