@@ -64,6 +64,10 @@ class PoseCache(Generic[T]):
     def clear(self) -> None:
         self._kept.clear()
 
+    def held(self) -> tuple[Reference[T], ...]:
+        """All references, in no order that means anything."""
+        return tuple(self._kept.values())
+
     def take_use(self) -> CacheUse:
         """How `seek` fared since this was last asked."""
         use = CacheUse(self._hits, self._misses)

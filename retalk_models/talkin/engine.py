@@ -26,6 +26,7 @@ from retalk_models.face.watch import FaceWatch, Sighting
 from retalk_models.picture import F32
 from retalk_models.talkin.basis import WEIGHTS_FILE as BASIS_FILE
 from retalk_models.talkin.basis import ExpressionBasis
+from retalk_models.talkin.choice import AHEAD
 from retalk_models.talkin.net import LOOK_AHEAD, Expression, SpeechToExpression
 from retalk_models.talkin.net import WEIGHTS_FILE as NET_FILE
 from retalk_models.talkin.references import MouthReferences
@@ -171,6 +172,7 @@ class TalkinSession:
         strength = sighting.strength * gates.dub
         with clock.stage("render"):
             if drawing is None:
+                self._references.foresee(self._foreseen(frame, gates.voice, elapsed_s))
                 drawing = self._draw(
                     frame, sighting, spoken * np.float32(gates.voice), strength, rung, elapsed_s
                 )
@@ -181,6 +183,12 @@ class TalkinSession:
             fine = rung < Rung.NO_ENHANCEMENT
             picture = composite(frame.picture, drawing.field, drawing.mouth, drawing.opacity, fine)
         return EngineOutput(picture, sighting.state, drawing.field.box, strength)
+
+    def _foreseen(self, frame: EngineFrame, voice: float, elapsed_s: float) -> list[float]:
+        """Apertures that the voice will ask for in the next frames, as far as it is known by now."""
+        step = round(elapsed_s * VOICE_RATE)
+        places = (frame.voice_at + (k + 1) * step for k in range(AHEAD))
+        return [voice * float(self._geometry.bounded(self._stream.at(at).coefficients)[0]) for at in places]
 
     def _see(self, frame: EngineFrame, rung: Rung, elapsed_s: float) -> tuple[Sighting, Drawing | None]:
         """What is known of the face, and the last drawing moved along where this frame is to reuse it."""

@@ -3,6 +3,9 @@ steady."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import cv2
 import numpy as np
 
@@ -10,6 +13,7 @@ from retalk_models.face.geometry import ObservedFace, Pose
 from retalk_models.picture import F32, Picture
 from retalk_models.pose_cache import CacheUse, PoseCache, Reference
 from retalk_models.talkin.cavity import draw_cavity
+from retalk_models.talkin.choice import SHUT, ReferenceChoice
 from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, cut_texture
 
 _OPEN_ENOUGH = 0.045
@@ -18,14 +22,20 @@ _OPEN_ENOUGH = 0.045
 _GOOD_ENOUGH = 0.58
 """A reference of lower quality looks worse than a drawn mouth."""
 
-_SHUT = 0.02
-"""Aperture under which a change of reference cannot be seen."""
-
 _CROSS_S = 0.12
 """A change of reference takes three frames at 25 a second."""
 
 _PATIENCE_S = 0.8
 """How long a drawn mouth may stay once a real one is known, while the lips do not close."""
+
+_OUTGROWN = 0.45
+"""From how much better a reference a change may be seen."""
+
+_UNSEEN = 2.0
+"""What drawing lips farther apart than a reference's own costs, per canonical unit."""
+
+_LIGHT = 0.002
+"""What another light than the frame's costs, per level of luma."""
 
 
 class MouthReferences:
@@ -33,13 +43,15 @@ class MouthReferences:
 
     def __init__(self) -> None:
         self._cache: PoseCache[MouthTexture] = PoseCache()
+        self._choice: ReferenceChoice[MouthTexture] = ReferenceChoice(texture_look)
         self.reset()
 
     def reset(self) -> None:
         """Forget the person."""
         self._cache.clear()
+        self._choice.reset()
+        self._ahead: tuple[float, ...] = ()
         self._drawn: MouthTexture | None = None
-        self._current: Reference[MouthTexture] | None = None
         self._before: MouthTexture | None = None
         self._crossed = 1.0
         self._waited = 0.0
@@ -84,37 +96,65 @@ class MouthReferences:
         opening: the target's aperture. lip_line: the neutral mouth's opening. light: of the skin in this
         frame.
         """
-        wanted = self._cache.seek(pose.yaw, pose.pitch, self._current)
-        if (
-            wanted is not None
-            and wanted is not self._current
-            and self._crossed >= 1
-            and self._may_switch(wanted, pose, opening, elapsed_s)
-        ):
-            self._before = self._current.item if self._current is not None else self._drawn
-            self._current = wanted
-            self._crossed = 0.0 if self._before is not None else 1.0
-        if self._current is None:
+        nearest = self._cache.seek(pose.yaw, pose.pitch, self._choice.current)
+        current = self._choice.current
+        if nearest is not None and self._crossed >= 1 and self._may_begin(current, opening, elapsed_s):
+            seen = 0.0 if self._outgrown(current, nearest, pose) else opening
+            cost = partial(_cost, pose=pose, light=light)
+            chosen = self._choice.choose(self._cache.held(), cost, (seen, *self._ahead))
+            if chosen is not current:
+                self._before = self._drawn if current is None else current.item
+                self._crossed = 0.0 if self._before is not None else 1.0
+        current = self._choice.current
+        if current is None:
             if self._drawn is None:
                 self._drawn = draw_cavity(lip_line, light)
             return ((self._drawn, 1.0),)
         if self._before is None or self._crossed >= 1:
-            return ((self._current.item, 1.0),)
+            return ((current.item, 1.0),)
         self._crossed = min(1.0, self._crossed + elapsed_s / _CROSS_S)
-        return ((self._before, 1 - self._crossed), (self._current.item, self._crossed))
+        return ((self._before, 1 - self._crossed), (current.item, self._crossed))
 
-    def _may_switch(
-        self, wanted: Reference[MouthTexture], pose: Pose, opening: float, elapsed_s: float
-    ) -> bool:
-        if opening < _SHUT:
+    def foresee(self, openings: Sequence[float]) -> None:
+        """Apertures expected of the frames after the one that `choose` is asked for next."""
+        self._ahead = tuple(openings)
+
+    def _may_begin(self, current: Reference[MouthTexture] | None, opening: float, elapsed_s: float) -> bool:
+        """Whether a drawn mouth may give way to a real one."""
+        if current is not None or self._drawn is None or opening <= SHUT:
             return True
-        if self._current is None:
-            self._waited += elapsed_s
-            return self._drawn is None or self._waited > _PATIENCE_S
-        gain = self._cache.fitness(wanted, pose.yaw, pose.pitch) - self._cache.fitness(
-            self._current, pose.yaw, pose.pitch
-        )
-        return gain > 0.45
+        self._waited += elapsed_s
+        return self._waited > _PATIENCE_S
+
+    def _outgrown(
+        self, current: Reference[MouthTexture] | None, nearest: Reference[MouthTexture], pose: Pose
+    ) -> bool:
+        """Whether the head has turned so far that the mouth in use looks worse than a change in full view."""
+        if current is None:
+            return False
+        fit = self._cache.fitness
+        return fit(nearest, pose.yaw, pose.pitch) - fit(current, pose.yaw, pose.pitch) > _OUTGROWN
+
+
+def _cost(reference: Reference[MouthTexture], opening: float, pose: Pose, light: F32) -> float:
+    """What drawing an aperture from a reference costs at one frame, about 0..1."""
+    fit = PoseCache.fitness(reference, pose.yaw, pose.pitch)
+    unseen = max(0.0, opening - reference.item.opening.height)
+    other_light = abs(float(light[0] - reference.item.light[0]))
+    return 1 - fit + _UNSEEN * unseen + _LIGHT * other_light
+
+
+def texture_look(texture: MouthTexture) -> F32:
+    """(60,) luma over the skin's inside a mouth, from corner to corner and from lip to lip."""
+    opening = texture.opening
+    across = np.linspace(opening.left, opening.right, 12)[1:-1]
+    top, bottom = np.interp(across, *opening.upper.T), np.interp(across, *opening.lower.T)
+    share = np.linspace(0.1, 0.9, 6)[:, None]
+    places = np.stack([np.broadcast_to(across, (6, 10)), top + share * (bottom - top)], axis=-1)
+    at = texture.plane.to_pixels(np.asarray(places, np.float32)) - np.array(texture.corner, np.float32)
+    seen = cv2.remap(texture.y, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    skin = max(24.0, float(texture.light[0]) - 16)
+    return np.asarray((seen.astype(np.float32).reshape(-1) - 16) / skin, np.float32)
 
 
 def _openness(opening: float) -> float:
