@@ -178,7 +178,7 @@ class BatchEngine(Protocol):
         ...
 
 
-ENGINES = ("talkin",)
+ENGINES = ("talkin", "videoretalking")
 """Names of the engines that there are."""
 
 
@@ -216,6 +216,10 @@ def load_engine(name: str = "talkin", device: str = "auto") -> Engine:
     Raises UnknownEngineError for an unknown name, and DeviceError for a device that is not there.
     """
     check_choice(name, device)
+    if name == "videoretalking":
+        from retalk_models.videoretalking.engine import VideoRetalkingEngine
+
+        return VideoRetalkingEngine.load(device)
     from retalk_models.talkin.engine import TalkinEngine
 
     return TalkinEngine.load(device)

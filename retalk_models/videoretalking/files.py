@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 from torch import nn
 
-from retalk_models.download import Digest
 from retalk_models.picture import F32
+from retalk_models.restore import GFPGAN_FILE
 from retalk_models.store import CheckpointFile, CheckpointStore
 from retalk_models.tensors import (
     Manifest,
@@ -193,14 +193,6 @@ EXPRESSION_FILE = _file(
 POINTS_FILE = _file(
     "BFM.zip", f"standard landmarks ({STANDARD_POINTS})", _FACE_MODEL_TERMS, load_standard_points
 )
-GFPGAN_FILE = CheckpointFile(
-    "GFPGANv1.3.pth",
-    "https://github.com/TencentARC/GFPGAN/releases/download/v1.3.0/GFPGANv1.3.pth",
-    "face restoration (optional)",
-    "published with GFPGAN under Apache-2.0, with parts under other terms that its LICENSE names",
-    published=Digest(348_632_874, "c953a88f2727c85c3d9ae72e2bd4846bbaf59fe6972ad94130e23e7017524a70"),
-)
-
 FILES = (D_FILE, L_FILE, E_FILE, RECON_FILE, EXPRESSION_FILE, POINTS_FILE)
 """What the engine cannot do without."""
 OPTIONAL_FILES = (GFPGAN_FILE,)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
+import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.io import savemat
 from torch import Tensor
 
+from retalk_models.face.geometry import template
 from retalk_models.tensors import Manifest
+from retalk_models.videoretalking.files import STANDARD_POINTS, manifest
+from retalk_models.videoretalking.landmarks import FACE_MESH
 
 GAIN = 1.3
 DAMPING = (
@@ -65,10 +73,10 @@ def singular_vectors(key: str, weight: Tensor) -> tuple[Tensor, Tensor]:
     return u.float(), v.float()
 
 
-def weights(manifest: Manifest, prefix: str = "") -> dict[str, Tensor]:
+def weights(of: Manifest, prefix: str = "") -> dict[str, Tensor]:
     """A state dict for a manifest; `prefix` comes before each key, and so changes every value."""
     state: dict[str, Tensor] = {}
-    for key, spec in manifest.items():
+    for key, spec in of.items():
         full = prefix + key
         if not full.endswith(("weight_u", "weight_v")):
             state[full] = tensor_of(full, spec.shape)
@@ -93,3 +101,35 @@ def save(state: Mapping[str, Tensor], path: Path, at: str, wrap: str = "", **oth
     """Write a file as the official ones are: the state dict under `at`, keys behind `wrap`."""
     torch.save({at: {wrap + key: tensor for key, tensor in state.items()}, **others}, path)
     return path
+
+
+LAYOUT = (
+    ("dnet", "net_G_ema", "", "DNet.pt"),
+    ("lnet", "state_dict", "module.", "LNet.pth"),
+    ("enet", "state_dict", "module.", "ENet.pth"),
+    ("recon", "net_recon", "", "face3d_pretrain_epoch_20.pth"),
+)
+"""Manifest, place of the state dict, wrapper of the keys, and name of each net's official file."""
+
+
+def standard_points() -> NDArray[np.float64]:
+    """(68, 3) like the official ones: y up, z towards the camera; from the bundled mean face."""
+    face = template()[list(FACE_MESH)].astype(np.float64)
+    return np.asarray(0.9 * (face - face.mean(axis=0)) * (1, -1, -1))
+
+
+def write_models(folder: Path, state: Callable[[str], Mapping[str, Tensor]] | None = None) -> Path:
+    """Every file that the engine needs, in its official layout and full size.
+
+    state: a net's state dict by manifest name; the synthetic weights where None.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, at, wrap, file in LAYOUT:
+        save(weights(manifest(name)) if state is None else state(name), folder / file, at, wrap)
+    row = 0.1 * np.random.default_rng(0).normal(size=(1, 64))
+    savemat(folder / "expression.mat", {"expression_center": row, "expression_mouth": row + 0.5})
+    points = io.BytesIO()
+    savemat(points, {"lm": standard_points()})
+    with zipfile.ZipFile(folder / "BFM.zip", "w") as archive:
+        archive.writestr(f"BFM/{STANDARD_POINTS}", points.getvalue())
+    return folder
