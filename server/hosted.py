@@ -26,6 +26,7 @@ from stream.errors import VoiceFull
 from stream.media import PLAYOUT_RATE
 from stream.presenter import present
 from stream.rtp_time import SenderClock
+from stream.session import Policy
 from stream.source import SourceBuffer
 from stream.stats import SessionStats, Spread
 from stream.voice import VoiceFormat, VoiceTrack
@@ -40,12 +41,14 @@ class SessionPlan:
     """A request that was found to be possible.
 
     presenter: the file that is shown in place of a camera; None where the source publishes over WebRTC.
+    latency_budget_ms: of an aligned session, how long frames are held.
     """
 
     presenter: Path | None
     latency_budget_ms: int
     idle: Idle
     mark: bool
+    policy: Policy = Policy.LIVE
 
 
 class Stream(Protocol):
@@ -100,6 +103,10 @@ class HostedSession:
     def played_ms(self) -> int:
         """How much of the voice time line has been heard, in milliseconds."""
         return self._stream.voice.played * 1000 // PLAYOUT_RATE
+
+    def now_ms(self) -> int:
+        """The session's clock, which a dub's time stamps count on, in milliseconds."""
+        return self._stream.clock.now_us() // 1000
 
     def interrupt(self) -> int:
         """Silence the voice everywhere, at once; gives the new epoch."""
@@ -260,6 +267,7 @@ class HostedSession:
             "age_s": round(time.monotonic() - self.created_at, 1),
             "source": "webrtc" if self.plan.presenter is None else "file",
             "latency_budget_ms": self.plan.latency_budget_ms,
+            "policy": str(self.plan.policy),
             "idle": str(self.plan.idle),
             "mark": self.plan.mark,
             "peers": [{"role": str(peer.role), "state": peer.state} for peer in self._peers],

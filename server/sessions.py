@@ -19,12 +19,14 @@ from server.hosted import HostedSession, SessionPlan, Stream
 from server.metrics import Metrics
 from server.settings import Settings
 from stream.admission import Admission
+from stream.session import Policy
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_PRESENTER = "sample"
 PRESENTER_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".mp4", ".mov", ".mkv", ".webm"})
 RETRY_FULL_S = 15
+LEAST_HOLD_MS = 600
 RETRY_LOADING_S = 5
 
 
@@ -45,6 +47,8 @@ class SessionRequest(BaseModel):
     engine: str | None = Field(None, max_length=64)
     consent: bool = Field(False, strict=True)
     latency_budget_ms: int | None = None
+    policy: Policy = Policy.LIVE
+    hold_ms: int | None = None
     idle: Idle = Idle.SOURCE
     mark: bool = Field(True, strict=True)
 
@@ -127,8 +131,23 @@ class Registry:
                 f"a latency budget of {budget} ms is not possible here",
                 f"ask for {least} to {most} ms",
             )
+        if request.policy is Policy.ALIGNED:
+            budget = self._hold_ms(request)
+        elif request.hold_ms is not None:
+            raise invalid("bad_hold", "only aligned sessions hold frames", 'add "policy": "aligned"')
         presenter = None if request.source == "webrtc" else self.presenter(request.source.file)
-        return SessionPlan(presenter, budget, request.idle, request.mark)
+        return SessionPlan(presenter, budget, request.idle, request.mark, request.policy)
+
+    def _hold_ms(self, request: SessionRequest) -> int:
+        most = self._settings.max_hold_ms
+        hold = min(3000, most) if request.hold_ms is None else request.hold_ms
+        if not LEAST_HOLD_MS <= hold <= most:
+            raise invalid(
+                "bad_hold",
+                f"holding frames for {hold} ms is not possible here",
+                f"ask for {LEAST_HOLD_MS} to {most} ms",
+            )
+        return hold
 
     def presenters(self) -> list[tuple[str, str]]:
         """Name and label of every presenter there is."""

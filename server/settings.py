@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     )
     min_latency_budget_ms: int = Field(150, ge=50, le=5000, description="the least a session may ask for")
     max_latency_budget_ms: int = Field(2000, ge=100, le=10000, description="the most a session may ask for")
+    max_hold_ms: int = Field(
+        5000, ge=600, le=10000, description="the longest that an aligned session may hold its frames"
+    )
     idle_timeout_s: float = Field(
         30.0, gt=0, description="a session that nobody is connected to ends after this long"
     )

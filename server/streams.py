@@ -60,6 +60,7 @@ class Streams:
             # Found out now, while there is still somebody to tell.
             await self._in_files_thread(_check_presenter, plan.presenter)
         config = SessionConfig(
+            policy=plan.policy,
             latency_budget_us=plan.latency_budget_ms * 1000,
             idle=plan.idle,
             mark=plan.mark,

@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from server.errors import ApiError, first_problem
 from server.hosted import HostedSession
 from stream.errors import VoiceFull
+from stream.session import Policy
 from stream.voice import VoiceFormat
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,15 @@ class Interrupt(BaseModel):
     type: Literal["interrupt"]
 
 
+class At(BaseModel):
+    """The samples that follow dub what was said at this time of the session's clock, in milliseconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["at"]
+    ms: float = Field(ge=0, le=1e12)
+
+
 class Finish(BaseModel):
     """The utterance is complete."""
 
@@ -56,7 +66,7 @@ class Finish(BaseModel):
     type: Literal["end"]
 
 
-Header = Annotated[Start | Interrupt | Finish, Field(discriminator="type")]
+Header = Annotated[Start | At | Interrupt | Finish, Field(discriminator="type")]
 _HEADERS: TypeAdapter[Header] = TypeAdapter(Header)
 
 START_HINT = (
@@ -83,6 +93,7 @@ class VoiceSocket:
         self._outstanding_ms = 0.0
         self._room = asyncio.Event()
         self._rest = b""
+        self._at_us: int | None = None
 
     async def run(self) -> None:
         """Serve the socket until either side closes it, it loses the voice, or the session ends."""
@@ -127,8 +138,14 @@ class VoiceSocket:
                 self._start = header
                 self._rest = b""
                 await self._send(self._credit())
+            case At():
+                if self._session.plan.policy is not Policy.ALIGNED:
+                    raise _bad(POLICY, "not_aligned", "time stamps need a session of policy aligned")
+                self._rest = b""
+                self._at_us = round(header.ms * 1000)
             case Interrupt():
                 self._rest = b""
+                self._at_us = None
                 self._session.interrupt()
                 self._room.set()
             case Finish():
@@ -148,7 +165,8 @@ class VoiceSocket:
         while True:
             self._room.clear()
             try:
-                self._session.voice.push(samples, form)
+                self._session.voice.push(samples, form, at_us=self._at_us if samples.size else None)
+                self._at_us = None if samples.size else self._at_us
                 return
             except VoiceFull:
                 epoch = self._session.voice.epoch
@@ -170,6 +188,7 @@ class VoiceSocket:
                         "played_ms": self._session.played_ms(),
                         "buffered_ms": buffered,
                         "epoch": voice.epoch,
+                        "now_ms": self._session.now_ms(),
                     }
                 )
             buffered_before = buffered
@@ -182,7 +201,7 @@ class VoiceSocket:
     def _credit(self) -> dict[str, Any]:
         more = max(0, self._owed())
         self._outstanding_ms += more
-        return {"type": "credit", "ms": more}
+        return {"type": "credit", "ms": more, "now_ms": self._session.now_ms()}
 
     async def _leave_when(self, event: asyncio.Event, reason: str) -> None:
         await event.wait()

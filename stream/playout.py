@@ -18,7 +18,8 @@ from stream.voice import VoiceTrack, samples_to_us
 
 _TICK_US = 20_000
 _STEP_US = 20_000
-_MOST_PENDING = 120
+_MOST_PENDING = 60
+_MOST_FPS = 60
 _FAR_BEHIND_US = 500_000
 _PATIENCE_US = 400_000
 _ROOMY_US = 50_000
@@ -76,6 +77,7 @@ class Playout:
         delay_us: int,
         shift_us: int,
         most_delay_us: int,
+        least_delay_us: int = 60_000,
         adaptive: bool = True,
         finish: Callable[[Picture], Picture] | None = None,
     ) -> None:
@@ -84,7 +86,7 @@ class Playout:
         self._sink = sink
         self._counts = counts
         self._delay_us = min(delay_us, most_delay_us)
-        self._least_delay_us = min(60_000, self._delay_us)
+        self._least_delay_us = min(least_delay_us, self._delay_us)
         self._most_delay_us = most_delay_us
         self._shift_us = shift_us
         self._adaptive = adaptive
@@ -120,7 +122,7 @@ class Playout:
 
     def expect(self, frame: SourceFrame) -> None:
         """A frame of the source has come and will be released when due, whatever becomes of it."""
-        if len(self._pending) >= _MOST_PENDING:
+        if len(self._pending) >= _MOST_PENDING + self._delay_us * _MOST_FPS // 1_000_000:
             self._pending.popitem(last=False)
             self._counts.overflowed += 1
         self._pending[frame.index] = _Pending(frame)

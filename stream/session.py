@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from retalk_models.engine import Engine, EngineOptions, Idle, Template
 from retalk_models.picture import Picture
@@ -19,12 +20,23 @@ from stream.stats import Counts, SessionState, SessionStats
 from stream.voice import FIR_REACH, VoiceTrack, samples_to_us, us_to_samples
 from stream.windows import WindowCutter
 
+_DRAWING_RESERVE_US = 300_000
+"""How long before it is shown an aligned frame goes to the engine, even if no dub has come for it."""
+
+
+class Policy(StrEnum):
+    """What a dub goes onto."""
+
+    LIVE = "live"  # the face as it is when the dub comes
+    ALIGNED = "aligned"  # the face as it was when that was said which the dub's time stamps name
+
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
     """What a session is asked to be, fixed for its life. Times in microseconds.
 
     latency_budget_us: the most that playout may delay a frame. playout_delay_us: where it starts.
+    policy: aligned holds every frame for latency_budget_us, for the dub that is stamped with its time.
     voice_shift_us: S of the time model; None for look-ahead plus slack (live), 0 for files.
     adaptive: whether playout delay and quality follow the load; off for files.
     engine_timeout_us: an engine that has not answered for so long has failed.
@@ -32,6 +44,7 @@ class SessionConfig:
     source_frames: how many frames may wait to be taken. figures_kept: values that percentiles are made of.
     """
 
+    policy: Policy = Policy.LIVE
     latency_budget_us: int = 400_000
     playout_delay_us: int = 100_000
     window_us: int = 40_000
@@ -49,6 +62,10 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if not 40_000 <= self.latency_budget_us <= 10_000_000:
             raise ValueError(f"latency_budget_us must be 40000..10000000, not {self.latency_budget_us}")
+        if self.policy is Policy.ALIGNED and self.latency_budget_us < 2 * _DRAWING_RESERVE_US:
+            raise ValueError(
+                f"an aligned session holds frames for 600000 us or more, not {self.latency_budget_us}"
+            )
         if not 10_000 <= self.window_us <= 1_000_000:
             raise ValueError(f"window_us must be 10000..1000000, not {self.window_us}")
 
@@ -74,22 +91,28 @@ class Session:
         self._bell = Bell()
         self._counts = Counts(config.figures_kept)
         self.source = SourceBuffer(clock, config.source_frames, self._bell)
-        self.voice = VoiceTrack(clock, config.voice_slack_us, self._bell)
+        aligned = config.policy is Policy.ALIGNED
+        slack_us, delay_us = config.voice_slack_us, config.playout_delay_us
+        if aligned:
+            delay_us = config.latency_budget_us
+            slack_us = delay_us - engine.look_ahead_us - _DRAWING_RESERVE_US
+        self.voice = VoiceTrack(clock, slack_us, self._bell, stamped=aligned)
         self.hub = EncodedHub(clock, self._counts)
         self._sink: Sink = self.hub if sink is None else sink
-        self._shift_us = config.voice_shift_us
+        self._shift_us = 0 if aligned else config.voice_shift_us
         if self._shift_us is None:
             # What the engine reads for a frame that has just come is then final: nothing waits for the voice.
-            self._shift_us = engine.look_ahead_us + config.voice_slack_us + samples_to_us(FIR_REACH + 1)
+            self._shift_us = engine.look_ahead_us + slack_us + samples_to_us(FIR_REACH + 1)
         self._cutter = WindowCutter(
-            self.voice, config.window_us, engine.look_ahead_us, self._shift_us, config.voice_slack_us
+            self.voice, config.window_us, engine.look_ahead_us, self._shift_us, slack_us
         )
         self._playout = Playout(
             clock,
             self.voice,
             self._sink,
             self._counts,
-            delay_us=config.playout_delay_us,
+            delay_us=delay_us,
+            least_delay_us=delay_us if aligned else 60_000,
             shift_us=self._shift_us,
             most_delay_us=config.latency_budget_us,
             adaptive=config.adaptive,

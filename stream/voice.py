@@ -70,13 +70,20 @@ class VoiceTrack:
     however early (a synthesiser's burst) or up to `slack_us` late (a network's jitter) it comes. What comes
     later than that leaves a hole of silence, which is counted, and starts anew at its arrival. Positions
     before `final_to` never change within an epoch, so whoever reads below it reads the same for ever.
+
+    stamped: speech may come with the time that it dubs, up to `slack_us` after that time. It is placed there,
+    or as early as it still can be.
     """
 
-    def __init__(self, clock: Clock, slack_us: int = 40_000, bell: Bell | None = None) -> None:
+    def __init__(
+        self, clock: Clock, slack_us: int = 40_000, bell: Bell | None = None, stamped: bool = False
+    ) -> None:
         self._clock = clock
+        self._stamped = stamped
         self._bell = bell or Bell()
         self._slack = us_to_samples(slack_us)
-        self._size = _RING_S * PLAYOUT_RATE
+        self._kept = _KEPT_S * PLAYOUT_RATE + self._slack
+        self._size = _RING_S * PLAYOUT_RATE + self._slack
         self._ring: I16 = np.zeros(self._size, np.int16)
         self._taps = _low_pass()
         self._written = 0
@@ -96,6 +103,7 @@ class VoiceTrack:
         self.gaps = 0
         self.gap_samples = 0
         self.trimmed_samples = 0
+        self.late_samples = 0
 
     def credit_ms(self) -> int:
         """How much more speech would be accepted now, in milliseconds."""
@@ -124,7 +132,7 @@ class VoiceTrack:
     def final_to(self) -> int:
         """Playout position before which nothing changes within this epoch."""
         # With no utterance under way the next sample goes to its arrival, which is not before now.
-        reach = 0 if self._anchored and self._open else self._slack
+        reach = 0 if self._stamped or (self._anchored and self._open) else self._slack
         due = us_to_samples(self._clock.now_us()) - self._slack + reach
         return max(self._written, due) if self._anchored else due
 
@@ -135,12 +143,20 @@ class VoiceTrack:
         self._written = max(position, self._consumed)
         self._anchored = self._open = self._from_file = True
 
-    def push(self, samples: NDArray[Any], form: VoiceFormat | None = None, realtime: bool = False) -> None:
+    def push(
+        self,
+        samples: NDArray[Any],
+        form: VoiceFormat | None = None,
+        realtime: bool = False,
+        at_us: int | None = None,
+    ) -> None:
         """Place speech on the time line, all of it or nothing.
 
         samples: (n,) or (n, channels) or interleaved (n * channels,), int16 or float in -1..1.
         form: rate and channels (default 48 kHz mono); the sample type is read off the array.
         realtime: the speaker is live, so delay that has built up is trimmed away where he is silent.
+        at_us: the session time of what these samples dub (stamped voices only); where not given they follow
+            on what came before.
         Raises VoiceFull if the buffer would overflow, and ValueError for samples that are no speech.
         """
         form = form or VoiceFormat()
@@ -153,6 +169,8 @@ class VoiceTrack:
                 f"{frames * 1000 // form.rate} ms of speech pushed, room for {self.credit_ms()} ms; "
                 "wait for credit before sending more"
             )
+        if at_us is not None:
+            self._go_to(at_us)
         self._place(self._resampled(packed, VoiceFormat(form.rate, form.channels, sample)), realtime)
         self._bell.ring()
 
@@ -217,7 +235,7 @@ class VoiceTrack:
 
     def _room(self) -> int:
         ahead = self._written - us_to_samples(self._clock.now_us()) if self._anchored else 0
-        return self._size - _KEPT_S * PLAYOUT_RATE - max(0, ahead)
+        return self._size - self._kept - max(0, ahead)
 
     def _resampled(self, packed: NDArray[Any], form: VoiceFormat) -> I16:
         if form == VoiceFormat():
@@ -242,6 +260,19 @@ class VoiceTrack:
         resampler, self._resampler, self._format = self._resampler, None, None
         return _joined(resampler.resample(None))
 
+    def _go_to(self, at_us: int) -> None:
+        """Let what comes next be placed at `at_us`: never before what was placed, or is final."""
+        if not self._stamped:
+            raise ValueError("this voice takes no time stamps: its session is not aligned")
+        self._place(self._drained(), False)
+        position = max(us_to_samples(at_us), self.final_to, self._consumed)
+        if self._anchored:
+            position = max(position, self._written)
+            self._clear(self._written, position - self._written)
+        self.late_samples += max(0, position - us_to_samples(at_us))
+        self._written = position
+        self._anchored = self._open = True
+
     def _place(self, samples: I16, realtime: bool) -> None:
         if not samples.size:
             return
@@ -250,7 +281,8 @@ class VoiceTrack:
             self._written = max(now, self._consumed)
             self._anchored = True
         elif self._written < now - (self._slack if self._open else 0):
-            hole = max(now, self._consumed) - self._written
+            earliest = now - self._slack if self._stamped and self._open else now
+            hole = max(earliest, self._consumed) - self._written
             if self._open and hole < _PAUSE:
                 self.gaps += 1
                 self.gap_samples += hole

@@ -164,3 +164,28 @@ def test_a_refusal_names_its_close_code() -> None:
     refusal = Refusal(1007, ApiError(400, "bad", "worse", "better"))
     assert refusal.code == 1007
     assert "bad" in str(refusal)
+
+
+async def test_time_stamps_need_an_aligned_session(server: LiveServer) -> None:
+    live = await server.create()
+    async with live.socket("voice") as socket:
+        await socket.send(json.dumps({"type": "at", "ms": 100}))
+        assert (await next_of(socket, "error"))["error"]["code"] == "not_aligned"
+        assert await closed_with(socket) == 1008
+
+
+async def test_stamped_samples_go_to_the_time_that_they_dub(server: LiveServer) -> None:
+    session = await server.create(policy="aligned", hold_ms=3000)
+    assert (await session.about())["policy"] == "aligned"
+    voice = next(iter(server.registry._sessions.values())).voice
+    async with session.socket("voice") as socket:
+        await socket.send(json.dumps({**START, "rate": 48_000}))
+        now_ms = (await next_of(socket, "credit"))["now_ms"]
+        await socket.send(json.dumps({"type": "at", "ms": now_ms + 500}))
+        await socket.send(np.full(4800, 9000, "<i2").tobytes())
+        await socket.send(np.full(4800, 9000, "<i2").tobytes())
+        await until(lambda: voice.written >= (now_ms + 700) * 48)
+    assert voice.written == (now_ms + 700) * 48
+    at = (now_ms + 500) * 48
+    assert not voice.read(at - 480, 480).samples.any()
+    assert (voice.read(at, 9600).samples == 9000).all()
