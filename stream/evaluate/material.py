@@ -89,11 +89,13 @@ def read_sound(path: Path) -> F32:
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
-def _sound_after_picture(path: Path) -> float:
-    """Seconds from the file's first picture to its first sample."""
+def sound_after_picture(path: Path) -> float:
+    """Seconds from a file's first picture to its first sample."""
+    # Opened anew for each: a demuxer that has gone on to the one is past the other's beginning.
     with av.open(str(path)) as container:
-        first = [next(iter(container.decode(video=0))), next(iter(container.decode(audio=0)))]
-        picture, sound = (float(frame.time or 0.0) for frame in first)
+        sound = next(float(frame.time or 0.0) for frame in container.decode(container.streams.audio[0]))
+    with av.open(str(path)) as container:
+        picture = next(float(frame.time or 0.0) for frame in container.decode(container.streams.video[0]))
     return sound - picture
 
 
@@ -110,5 +112,5 @@ def subject(clip: Clip) -> Subject:
             f"a face was found in only {lips.found.mean():.0%} of its frames",
             "give a clip that shows one speaking face throughout",
         )
-    late = clip.lips_minus_sound_s + _sound_after_picture(clip.path)
+    late = clip.lips_minus_sound_s + sound_after_picture(clip.path)
     return Subject(clip, tracked, lips, lips.shifted(-late), read_sound(clip.path))

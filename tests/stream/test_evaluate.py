@@ -20,7 +20,7 @@ from retalk_models.evaluation.series import F64
 from retalk_models.evaluation.sync import SyncMeter
 from stream.errors import InputError
 from stream.evaluate.manifest import Clip, read_manifest
-from stream.evaluate.material import Subject, Tracked, pictures, read_sound
+from stream.evaluate.material import Subject, Tracked, pictures, read_sound, sound_after_picture
 from stream.evaluate.page import plot
 from stream.evaluate.run import Options, evaluate, means, plain
 from stream.evaluate.scores import score_lips
@@ -30,8 +30,8 @@ from tests.stream.media_files import write_sound, write_video
 FPS = 25.0
 
 
-def with_sound(path: Path, seconds: float = 0.4) -> Path:
-    """A short film of no one, with a tone."""
+def with_sound(path: Path, seconds: float = 0.4, late_s: float = 0.0) -> Path:
+    """A short film of no one, with a tone that begins so much later."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
         assert isinstance(video, VideoStream)
@@ -41,7 +41,7 @@ def with_sound(path: Path, seconds: float = 0.4) -> Path:
             container.mux(video.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 90, np.uint8))))
         tone = np.sin(np.arange(round(seconds * 16_000)) / 20, dtype=np.float32)[None]
         frame = av.AudioFrame.from_ndarray(tone, "fltp", "mono")
-        frame.sample_rate = 16_000
+        frame.sample_rate, frame.pts = 16_000, round(16_000 * late_s)
         container.mux(audio.encode(frame))
         for stream in (video, audio):
             container.mux(stream.encode(None))
@@ -275,6 +275,12 @@ def test_a_real_clip_comes_out_measured(clips: Path, tmp_path: Path) -> None:
     assert again["pairs"][0]["drawn"] is None
     assert again["self_reconstruction"]["man"] is None
     assert "earlier" in (tmp_path / "again" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.25])
+def test_sound_that_begins_later_than_the_picture_is_known_to(tmp_path: Path, late_s: float) -> None:
+    path = with_sound(tmp_path / "late.mkv", 3.0, late_s)
+    assert sound_after_picture(path) == pytest.approx(late_s, abs=0.07)
 
 
 def test_sound_is_read_from_its_first_sample(tmp_path: Path) -> None:
