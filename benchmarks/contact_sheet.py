@@ -1,4 +1,4 @@
-"""Contact sheet of a dub: source face, dubbed face and the dubbed mouth enlarged, over time, as one PNG.
+"""Contact sheet of a dub: source and dub, each with its mouth enlarged, over time, as one PNG.
 
 Faces are found in the source by Face Mesh, and the same crop is cut from both files, so what moves between
 the rows was moved by the dub. `retalk eval` makes such sheets for every pair.

@@ -1,4 +1,4 @@
-"""Contact sheets: source face, dubbed face and the dubbed mouth enlarged, column by column."""
+"""Contact sheets: source and its mouth enlarged, dub and its mouth enlarged, column by column."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ def cell(picture: Picture, points: F32, widths: float, size: int) -> U8:
 
 
 def column(source: Picture, dub: Picture, points: F32 | None, title: str, size: int = 200) -> U8:
-    """(3 * size, size, 3) RGB: source, dub, and the dub's mouth; black where there is no face.
+    """(4 * size, size, 3) RGB: source and its mouth, dub and its mouth; black where there is no face.
 
-    points: (478, 2 or 3) of the source, for all three, so what moves between them was moved by the dub.
+    points: (478, 2 or 3) of the source, for all four, so what moves between them was moved by the dub.
     """
     if points is None or not np.isfinite(points[0, 0]):
-        out = np.zeros((3 * size, size, 3), np.uint8)
+        out = np.zeros((4 * size, size, 3), np.uint8)
     else:
-        whole = [cell(one, points, FACE_WIDTHS, size) for one in (source, dub)]
-        out = np.vstack([*whole, cell(dub, points, MOUTH_WIDTHS, size)]).astype(np.uint8)
+        cells = [
+            cell(one, points, widths, size) for one in (source, dub) for widths in (FACE_WIDTHS, MOUTH_WIDTHS)
+        ]
+        out = np.vstack(cells).astype(np.uint8)
     cv2.putText(out, title, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 0), 1, cv2.LINE_AA)
     return out
 

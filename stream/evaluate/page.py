@@ -17,11 +17,11 @@ from retalk_models.picture import U8
 from stream.evaluate.scores import LipTracks
 
 _STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;margin:0 auto;max-width:1120px;padding:1.5rem;color:#1c1c1e}
+body{font:15px/1.45 system-ui,sans-serif;margin:0 auto;max-width:1440px;padding:1.5rem;color:#1c1c1e}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin:2.2rem 0 .4rem}p{max-width:75ch;color:#444}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.5rem 0}.wide{overflow-x:auto}
 th,td{padding:.22rem .55rem;text-align:right;border-bottom:1px solid #e3e3e6;white-space:nowrap}
-th{font-weight:600;color:#555}th:first-child,td:first-child{text-align:left}
+th{font-weight:600;color:#555}th:first-child,td:first-child,td.name{text-align:left}
 td.ok{color:#0a6b2d}td.no{color:#b3261e}small{color:#666}
 img,svg{max-width:100%;height:auto;display:block;margin:.3rem 0}
 """
@@ -150,7 +150,7 @@ def _pairs(pairs: Sequence[Mapping[str, Any]], measures: Sequence[Measure]) -> s
     shown = [one for one in measures if any(pair[one.part] is not None for pair in pairs)]
     rows = []
     for pair in pairs:
-        cells = [f"<td>{escape(pair['source'])}</td><td>{escape(pair['voice'])}</td>"]
+        cells = [f'<td>{escape(pair["source"])}</td><td class="name">{escape(pair["voice"])}</td>']
         rows.append(cells + [_cell((pair[one.part] or {}).get(one.name), one) for one in shown])
     return _table(["source", "voice", *(one.title for one in shown)], rows)
 
@@ -199,7 +199,7 @@ def _figure(figure: Figure) -> list[str]:
         plot(tracks.at, lines, 0.0, top),
         "<small>r of the dub with the true lips by lag in seconds; + where the dub is late</small>",
         plot(tracks.lags, {"dub": tracks.lag_r}, -0.5, 1.0, height=90, mark=0.0),
-        "<small>Source, dub, the dub's mouth enlarged</small>",
+        "<small>Source and its mouth, dub and its mouth</small>",
         _image(figure.even),
     ]
     if figure.worst is not None:
@@ -227,7 +227,9 @@ def plot(
         parts.append(f'<text x="34" y="{y + 4:.0f}" {_TEXT} text-anchor="end">{value:.2f}</text>')
     for value in _ticks(float(x[0]), float(x[-1])):
         at = float(np.interp(value, x, across))
-        parts.append(f'<text x="{at:.0f}" y="{height + 16}" {_TEXT} text-anchor="middle">{value:g}</text>')
+        parts.append(
+            f'<text x="{at:.0f}" y="{height + 16}" {_TEXT} text-anchor="middle">{value + 0.0:g}</text>'
+        )
     if mark is not None:
         at = float(np.interp(mark, x, across))
         parts.append(f'<path d="M{at:.1f} 10V{height}" stroke="#8c8c94" stroke-dasharray="3 3"/>')

@@ -201,9 +201,9 @@ def test_crop_is_upright_and_keeps_the_resolution(source: Film) -> None:
 
 def test_contact_sheet_has_a_column_a_frame(source: Film) -> None:
     one = column(source.pictures[0], source.pictures[1], source.points[0], "0.00", 40)
-    assert one.shape == (120, 40, 3)
+    assert one.shape == (160, 40, 3)
     assert column(source.pictures[0], source.pictures[1], None, "", 40).max() == 0
-    assert sheet([one] * 10).shape == (240, 320, 3)
+    assert sheet([one] * 10).shape == (320, 320, 3)
     with pytest.raises(ValueError, match="at least one"):
         sheet([])
     assert isinstance(source.pictures[0], Picture)
