@@ -76,10 +76,10 @@ def reverberate(power: F32, rng: np.random.Generator) -> F32:
 
 
 def add_noise(power: F32, babble: F32 | None, rng: np.random.Generator) -> F32:
-    """Coloured noise and perhaps babble, 3 to 45 dB under the loud frames."""
+    """Coloured noise and perhaps babble, 8 to 50 dB under the loud frames."""
     frames, bands = power.shape
     loud = float(np.quantile(power.mean(1), 0.9)) + 1e-9
-    snr = rng.uniform(3, 45)
+    snr = rng.uniform(8, 50)
     tilt = 10 ** (rng.normal(-4, 6) * np.linspace(-0.5, 0.5, bands) / 10)
     noise = (tilt / tilt.mean()) * rng.gamma(3.0, 1 / 3.0, (frames, bands))
     out = power + loud * 10 ** (-snr / 10) * noise

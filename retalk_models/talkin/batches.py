@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter1d
 from scipy.signal import resample_poly
 
@@ -24,6 +23,15 @@ SPEEDS = (0.84, 0.92, 1.0, 1.09, 1.19)
 
 FRAMES = 360
 """Mel frames in a training window: 3.6 s."""
+
+_UTTERANCE_TAIL = 32
+"""Frames of 10 ms that an utterance is taken to last beyond its last speech."""
+
+_PAUSES = 0.06
+"""Share of windows with a pause cut in; more, and the net forgets what lips do in real ones."""
+
+_NOISY = 0.4
+"""Share of windows with noise; more, and breath, which parts the lips, cannot be learnt."""
 
 _OPENING_SPREAD = 0.05
 """Every person's opening is brought near this standard deviation (canonical units)."""
@@ -46,11 +54,21 @@ class Bank:
         return len(self.power) * HOP / VOICE_RATE
 
 
-def _speech_frames(power: F32) -> NDArray[np.bool_]:
-    """(frames,) whether speech is within 80 ms, from a clean recording's own level."""
+def _with_tail(active: F32, length: int) -> F32:
+    """Activity (0 or 1) that lasts `length` entries longer."""
+    return np.asarray(maximum_filter1d(active, length + 1, origin=length // 2, mode="constant"), np.float32)
+
+
+def _speech_frames(power: F32) -> tuple[F32, F32]:
+    """(frames,) whether speech is within 80 ms, and whether an utterance is under way, 0 or 1 each.
+
+    An utterance lasts 320 ms longer than speech: between phrases lips stay as they are and part for breath.
+    Both from a clean recording's own level.
+    """
     decibels = 10 * np.log10(power.mean(1) + 1e-9)
     active = decibels > max(np.quantile(decibels, 0.95) - 27, -70)
-    return np.asarray(maximum_filter1d(active.astype(np.uint8), 17) > 0)
+    near = maximum_filter1d(active.astype(np.float32), 17)
+    return near, _with_tail(near, _UTTERANCE_TAIL)
 
 
 def person_scale(pairs: Sequence[Pair]) -> dict[str, float]:
@@ -88,8 +106,8 @@ def real_banks(pairs: Sequence[Pair], speeds: Sequence[float] = SPEEDS) -> list[
             values[:, 1:] = common + (values[:, 1:] - own) * np.sqrt(scale)
             # The sound's own place of each step, for what is heard there.
             heard = np.clip((seconds * float(ratio) * VOICE_RATE - 256) / HOP, 0, len(power) - 1)
-            speaking = _speech_frames(power)[heard.astype(np.intp)].astype(np.float32)
-            closure = (np.interp(seconds, pair.times, shut) > 0.5) * speaking
+            near, speaking = (one[heard.astype(np.intp)] for one in _speech_frames(power))
+            closure = (np.interp(seconds, pair.times, shut) > 0.5) * near
             valid = (seconds >= pair.times[0]) & (seconds <= pair.times[-1])
             columns = [values, closure[:, None], speaking[:, None], valid[:, None]]
             banks.append(Bank(pair.name, pair.person, power, np.concatenate(columns, 1).astype(np.float32)))
@@ -109,6 +127,7 @@ def synthetic_banks(said: Sequence[Utterance]) -> list[Bank]:
         at = (seconds - len(lead) / VOICE_RATE) / STEP_S
         near = np.clip(np.round(at).astype(np.intp), 0, len(rows) - 1)
         targets = rows[near] * (at[:, None] > -6)
+        targets[:, -1] = _with_tail(targets[:, -1], _UTTERANCE_TAIL // 2)
         valid = np.ones((len(targets), 1), np.float32)
         banks.append(
             Bank(f"{one.language}-{index}", one.language, power, np.concatenate([targets, valid], 1))
@@ -164,7 +183,7 @@ class Sampler:
         power = augment.colour(power, rng)
         if rng.random() < 0.4:
             power = augment.reverberate(power, rng)
-        if rng.random() < 0.85:
+        if rng.random() < _NOISY:
             babble = None
             if rng.random() < 0.25:
                 other = self.banks[int(rng.integers(len(self.banks)))].power
@@ -178,7 +197,7 @@ class Sampler:
         powers, real_targets, synthetic_targets = [], [], []
         for index in rng.choice(len(self.banks), real, p=self._chance):
             window = self._draw(self.banks[int(index)], rng)
-            if rng.random() < 0.3:
+            if rng.random() < _PAUSES:
                 window = _pause(window, rng)
             targets = window.targets
             if rng.random() < 0.5:
@@ -187,7 +206,7 @@ class Sampler:
             real_targets.append(targets)
         for _ in range(synthetic):
             window = self._draw(self._synthetic[int(rng.integers(len(self._synthetic)))], rng)
-            if rng.random() < 0.2:
+            if rng.random() < _PAUSES:
                 window = _pause(window, rng)
             powers.append(self._vary(window.power, rng))
             synthetic_targets.append(window.targets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from retalk_models.talkin.recurrent import RecurrentNet
 from retalk_models.talkin.scores import correlation, run
 from retalk_models.talkin.synthetic import Utterance
 
-GATE_POINTS = (0.25, 0.5, 0.1, 0.4)
+GATE_POINTS = (0.5, 0.8, 0.1, 0.4)
 """Where the closure gate starts and ends to shut, and the speaking gate starts and ends to let through."""
 
 
@@ -40,7 +40,10 @@ class Recipe:
     """Everything that decides the result, besides the clips."""
 
     seed: int = 0
-    steps: int = 400
+    listening: int = 500
+    """Steps on synthetic speech alone, before any lips: timing and closures come from there."""
+    steps: int = 250
+    """Steps on real and synthetic windows after that."""
     real: int = 18
     synthetic: int = 6
     synthetic_seconds: float = 1500.0
@@ -48,6 +51,8 @@ class Recipe:
     decay: float = 0.05
     hidden: int = 128
     dropout: float = 0.35
+    unlikeness: float = 1.0
+    """Weight of 1 - r per window beside the distance."""
     held_out: tuple[str, ...] = field(default=())
 
 
@@ -78,7 +83,8 @@ def _statistics(banks: list[Bank]) -> tuple[F32, F32]:
 class Objective:
     """The loss: lip motion, its velocity and its correlation, closure, speaking, and synthetic curves."""
 
-    def __init__(self, mean: F32, spread: F32, effect: F32) -> None:
+    def __init__(self, mean: F32, spread: F32, effect: F32, unlikeness: float) -> None:
+        self.unlikeness = unlikeness
         self.mean, self.spread = torch.tensor(mean), torch.tensor(spread)
         weight = (effect * spread) ** 2
         weight = weight / weight.sum()
@@ -94,7 +100,7 @@ class Objective:
         both = valid[:, 2:] * valid[:, :-2]
         speed, true_speed = value[:, 2:] - value[:, :-2], truth[:, 2:] - truth[:, :-2]
         loss = loss + 0.4 * ((speed - true_speed) ** 2 * self.weight * both).sum() / both.sum()
-        loss = loss + 0.25 * (self._unlikeness(value, truth, valid) * self.weight).sum()
+        loss = loss + self.unlikeness * (self._unlikeness(value, truth, valid) * self.weight).sum()
         return loss + self._gates(gates, targets, 0.15, 0.3)
 
     @staticmethod
@@ -149,7 +155,8 @@ def calibrate(tensors: dict[str, F32], pairs: Sequence[Pair], population: Sequen
     The opening is matched fully; the other coefficients, harder to hear, up to MOST_GAIN times.
     """
     total = np.ones(len(tensors["mean"]), np.float32)
-    goal = np.mean([pair.expression.std(0) for pair in population], axis=0)
+    # The root mean square over clips, as spreads of parts add up: rather a little too lively than mumbling.
+    goal = np.sqrt(np.mean([pair.expression.var(0) for pair in population], axis=0))
     # The gates bend the opening, so one gain does not hit at once.
     for _ in range(3):
         net = SpeechToExpression(tensors)
@@ -199,19 +206,20 @@ class Trainer:
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
-        self.recipe, self.out = recipe, out
+        self.out = out
         basis = ExpressionBasis.load()
         self.pairs = pairs
         banks = real_banks([pair for pair in pairs if pair.person not in recipe.held_out])
         made = synthetic_banks(said)
+        if not made:
+            recipe = replace(recipe, listening=0, synthetic=0)
+        self.recipe = recipe
         self.mean, self.spread = _statistics(banks)
         self.sampler = Sampler(banks, made, mirror_matrix(basis), recipe.seed)
-        self.objective = Objective(self.mean, self.spread, lip_effect(basis))
+        self.objective = Objective(self.mean, self.spread, lip_effect(basis), recipe.unlikeness)
         self.jaw = basis.vectors[:, 152, 1]
         self.net = RecurrentNet(basis.size, recipe.hidden, recipe.dropout)
-        self.optimiser = torch.optim.AdamW(
-            self.net.parameters(), lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98)
-        )
+        self.optimiser = self._optimiser()
         self.average = {k: v.clone() for k, v in self.net.state_dict().items()}
         self.step, self.losses = 0, list[float]()
         self.checkpoint = out / "checkpoint.pt"
@@ -257,43 +265,63 @@ class Trainer:
         torch.save(state, part)
         part.replace(self.checkpoint)
 
+    def _optimiser(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        return torch.optim.AdamW(
+            self.net.parameters(), lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98)
+        )
+
     def train(self) -> None:
         recipe = self.recipe
         began = time.monotonic()
-        while self.step < recipe.steps:
+        last = recipe.listening + recipe.steps
+        while self.step < last:
             torch.manual_seed(recipe.seed * 1_000_003 + self.step)
-            warm = min(1.0, (self.step + 1) / 50)
-            rate = recipe.rate * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * self.step / recipe.steps)))
+            listening = self.step < recipe.listening
+            if self.step == recipe.listening:
+                # What the optimiser remembers of another task's gradients would only mislead it.
+                self.optimiser = self._optimiser()
+            done, all_steps = (
+                (self.step, recipe.listening) if listening else (self.step - recipe.listening, recipe.steps)
+            )
+            rate = recipe.rate * min(1.0, (done + 1) / 50)
+            rate *= 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done / all_steps))
             for group in self.optimiser.param_groups:
                 group["lr"] = float(rate)
-            heard, real, made = (
-                torch.from_numpy(x) for x in self.sampler.batch(self.step, recipe.real, recipe.synthetic)
-            )
             self.net.train()
-            value, gates, curves = self.net(heard)
-            count = recipe.real
-            loss = self.objective.real(value[:count], gates[:count], real)
-            if recipe.synthetic:
-                loss = loss + self.objective.synthetic(curves[count:], gates[count:], made)
+            loss = self._loss(0 if listening else recipe.real)
             self.optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
             self.optimiser.step()
             self.step += 1
-            keep = min(0.99, self.step / (self.step + 20))
+            keep = min(0.95, self.step / (self.step + 20))
             for name, tensor in self.net.state_dict().items():
                 self.average[name].lerp_(tensor, 1 - keep)
             self.losses.append(float(loss.detach()))
             if self.step % 50 == 0:
                 recent = np.mean(self.losses[-50:])
+                watched = "listening" if listening else f"held-out r {self._watch()}"
                 print(
-                    f"step {self.step}/{recipe.steps} loss {recent:.4f} held-out r {self._watch()} "
-                    f"{time.monotonic() - began:.0f} s",
+                    f"step {self.step}/{last} loss {recent:.4f} {watched} {time.monotonic() - began:.0f} s",
                     flush=True,
                 )
             if self.step % CHECKPOINT_EVERY == 0:
                 self._save()
         self._save()
+
+    def _loss(self, real: int) -> Tensor:
+        """The loss of this step's batch, `real` windows of it with lips."""
+        recipe = self.recipe
+        made = recipe.synthetic if real else recipe.real + recipe.synthetic
+        heard, seen, curves_true = (torch.from_numpy(x) for x in self.sampler.batch(self.step, real, made))
+        value, gates, curves = self.net(heard)
+        loss = torch.zeros(())
+        if real:
+            loss = self.objective.real(value[:real], gates[:real], seen)
+        if made:
+            loss = loss + self.objective.synthetic(curves[real:], gates[real:], curves_true)
+        return loss
 
     def tensors(self) -> dict[str, F32]:
         """The averaged net, not yet calibrated."""
