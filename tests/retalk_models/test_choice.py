@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
 
 from retalk_models.picture import F32
 from retalk_models.pose_cache import Reference
-from retalk_models.talkin.choice import ReferenceChoice
+from retalk_models.talkin.choice import AHEAD, ReferenceChoice
+from retalk_models.talkin.references import MouthReferences
+from tests.retalk_models.faces import dub, frames, portrait, session
 
 Held = Reference[float]
 
@@ -76,3 +81,20 @@ def test_what_the_cache_let_go_stays_until_the_lips_shut() -> None:
     choice.reset()
     assert choice.current is None
     assert choice.choose([held], cost, [0.1] * 4) is held
+
+
+def test_the_engine_foresees_what_its_voice_will_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = np.array([0.0, 0.02, 0.04, 0.06, 0.08, 0.06, 0.04, 0.02, 0.0, 0.0, 0.0, 0.0], np.float32)
+    foreseen: list[list[float]] = []
+
+    def note(self: MouthReferences, openings: Sequence[float]) -> None:
+        foreseen.append(list(openings))
+
+    monkeypatch.setattr(MouthReferences, "foresee", note)
+    speaking = session(told)
+    dub(speaking, frames([portrait()] * 8))
+    speaking.close()
+    assert len(foreseen) == 8
+    # The gate that lets the voice in takes the first two frames.
+    for index in range(3, 8):
+        assert foreseen[index] == pytest.approx(told[index + 1 : index + 1 + AHEAD].tolist(), abs=1e-6)
