@@ -191,12 +191,21 @@ class DeviceError(ValueError):
 
 
 def check_choice(name: str, device: str) -> None:
-    """Whether an engine and a device can be had, found out without loading either's weights.
+    """Whether an engine and a device can be had, found out without loading the engine.
 
-    Raises UnknownEngineError and DeviceError.
+    Raises UnknownEngineError and DeviceError, and for files that an engine lacks what loading it would raise.
     """
     if name not in ENGINES:
         raise UnknownEngineError(f"unknown engine {name!r}; the engines are: {', '.join(ENGINES)}")
+    _check_device(device)
+    if name == "videoretalking":
+        from retalk_models.store import CheckpointStore, default_folder
+        from retalk_models.videoretalking.files import FILES, PULL
+
+        CheckpointStore(default_folder()).require(FILES, PULL)
+
+
+def _check_device(device: str) -> None:
     if device in ("auto", "cpu"):
         return
     kind, colon, number = device.partition(":")
@@ -213,9 +222,12 @@ def load_engine(name: str = "talkin", device: str = "auto") -> Engine:
     """Load an engine by name.
 
     device: "auto" (CUDA where there is one), "cpu" or "cuda[:N]".
-    Raises UnknownEngineError for an unknown name, and DeviceError for a device that is not there.
+    Raises UnknownEngineError for an unknown name, and DeviceError for a device that is not there; for files
+    that are missing or not what they should be, CheckpointError or TensorFileError.
     """
-    check_choice(name, device)
+    if name not in ENGINES:
+        raise UnknownEngineError(f"unknown engine {name!r}; the engines are: {', '.join(ENGINES)}")
+    _check_device(device)
     if name == "videoretalking":
         from retalk_models.videoretalking.engine import VideoRetalkingEngine
 

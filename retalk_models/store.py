@@ -22,6 +22,8 @@ class CheckpointError(ValueError):
 class MissingCheckpointsError(CheckpointError):
     """Model files are not there: one line each with its terms, and the command that gets them."""
 
+    lines_matter = True
+
     def __init__(self, missing: tuple[CheckpointFile, ...], folder: Path, command: str) -> None:
         self.missing = missing
         lines = [f"  {file.name}: {file.purpose}. Terms: {file.terms}" for file in missing]

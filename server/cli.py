@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-models = typer.Typer(help="The weights that are here.", rich_markup_mode=None)
+models = typer.Typer(help="Weights and model files.", rich_markup_mode=None)
 train = typer.Typer(help="Reproduce the shipped weights.", rich_markup_mode=None)
 app.add_typer(models, name="models")
 app.add_typer(train, name="train")
@@ -84,6 +84,9 @@ def dub(
         bool, typer.Option("--realtime", help="Keep to the clock, as a live session does.")
     ] = False,
     idle: Annotated[str, typer.Option(help="What the mouth does in silence: source or rest.")] = "rest",
+    template: Annotated[
+        str, typer.Option(help="videoretalking's canonical expression: neutral or smile.")
+    ] = "neutral",
     consent: Annotated[
         bool,
         typer.Option(
@@ -99,6 +102,8 @@ def dub(
         )
     if idle not in ("source", "rest"):
         raise BadUsageError(f"dub: --idle is {idle!r}; it must be source or rest")
+    if template not in ("neutral", "smile"):
+        raise BadUsageError(f"dub: --template is {template!r}; it must be neutral or smile")
     check_writable(report)
     from retalk_models.engine import check_choice
 
@@ -120,6 +125,7 @@ def dub(
             engine=engine or "talkin",
             device=device or "auto",
             idle=idle,
+            template=template,
             realtime=realtime,
             progress=begun,
             report=report,
@@ -260,32 +266,43 @@ def doctor(
 
 @models.command("list")
 def models_list() -> None:
-    """List the weights that are here, with their hashes."""
-    from retalk_models.checkpoints import bundled
+    """List the weights that are shipped and the model files that can be had, with their hashes."""
+    from server.models import listing
 
-    for weights in bundled():
-        size = weights.path.stat().st_size if weights.actual else 0
-        print(f"{weights.name}  {size} bytes  {weights.actual or '-'}  {weights.fault or 'as shipped'}")
+    for line in listing():
+        print(line)
+
+
+@models.command("pull")
+def models_pull(
+    name: Annotated[str, typer.Argument(help="videoretalking, gfpgan, or one file's name.")],
+    agree: Annotated[bool, typer.Option("--agree", help="The terms of the files are agreed to.")] = False,
+) -> None:
+    """Download model files, showing the terms of each first; continues where it was interrupted."""
+    from server.models import pull
+
+    raise typer.Exit(pull(name, agree))
 
 
 @models.command("path")
-def models_path() -> None:
-    """Print the folder of the weights."""
-    from retalk_models.checkpoints import WEIGHTS
+def models_path(
+    name: Annotated[str | None, typer.Argument(help="A group or file; the shipped weights if none.")] = None,
+) -> None:
+    """Print the folder of the shipped weights, or where model files are."""
+    from server.models import places
 
-    print(WEIGHTS)
+    for place in places(name):
+        print(place)
 
 
 @models.command("verify")
-def models_verify(name: Annotated[str, typer.Argument(help="As `retalk models list` names it.")]) -> None:
-    """Compare a weight file's hash with the one that was shipped."""
-    from retalk_models.checkpoints import find
+def models_verify(
+    name: Annotated[str, typer.Argument(help="As `retalk models list` names it, or a group.")],
+) -> None:
+    """Compare a weight file's hash with the one shipped, or recorded when it was first used."""
+    from server.models import verify
 
-    weights = find(name)
-    if weights.fault:
-        print(f"{weights.path} {weights.fault}; restore it from the release", file=sys.stderr)
-        raise typer.Exit(ExitCode.FAULT)
-    print(f"{weights.path.name}: as shipped, SHA-256 {weights.actual}")
+    raise typer.Exit(verify(name))
 
 
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -318,6 +335,9 @@ def bad_input(error: Exception) -> bool:
         ("retalk_models.engine", "UnknownEngineError"),
         ("retalk_models.engine", "DeviceError"),
         ("retalk_models.checkpoints", "UnknownWeightsError"),
+        ("retalk_models.store", "CheckpointError"),
+        ("retalk_models.tensors", "TensorFileError"),
+        ("retalk_models.restore", "RestorationError"),
     )
     return any(
         (module := sys.modules.get(home)) is not None and isinstance(error, getattr(module, kind))

@@ -37,7 +37,9 @@ class BadUsageError(ValueError):
 
 
 def guard(name: str, command: Callable[[], int | None], bad_input: Callable[[Exception], bool]) -> int:
-    """Run a command and turn whatever it raises into an exit code and at most one line on stderr.
+    """Run a command and turn whatever it raises into an exit code and one line on stderr.
+
+    An error that is a list says so by its attribute `lines_matter`, and keeps its lines.
 
     bad_input: tells the errors that the user can mend from faults of ours. RETALK_DEBUG=1 shows tracebacks.
     """
@@ -62,7 +64,10 @@ def guard(name: str, command: Callable[[], int | None], bad_input: Callable[[Exc
             _say(f"{name}: {usage()} (see: {name} --help)")
             return ExitCode.BAD_INPUT
         if isinstance(error, BadUsageError) or bad_input(error):
-            _say(f"{name}: {error}")
+            if getattr(error, "lines_matter", False):
+                print(f"{name}: {error}", file=sys.stderr)
+            else:
+                _say(f"{name}: {error}")
             return ExitCode.BAD_INPUT
         _say(
             f"{name}: a fault of ours: {type(error).__name__}: {error} "

@@ -181,7 +181,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 STRUCTURED = frozenset({"ice_servers", "allowed_origins"})
 """Keys whose environment variables are written as YAML (or JSON)."""
 
-RESERVED = frozenset({"RETALK_CLIPS", "RETALK_DEBUG", "RETALK_HOME", "RETALK_CACHE"})
+RESERVED = frozenset(
+    {"RETALK_CLIPS", "RETALK_DEBUG", "RETALK_HOME", "RETALK_CACHE", "RETALK_MODELS", "RETALK_MODELS_MIRROR"}
+)
 """Variables with our prefix that are not settings of the server."""
 
 
