@@ -1,0 +1,121 @@
+"""The rendering net: chooses, sample by sample, between two warps of the person and a synthesis."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from retalk_models.talkin.mouth_crop import CHANNELS, SIDE
+
+WEIGHTS_FILE = "talkin_renderer.safetensors"
+
+WIDTHS = (24, 48, 80, 96)
+"""Channels at a half, a quarter, an eighth and a sixteenth of the crop's side."""
+
+_FIRST_GATE = 2.0
+"""Untrained, the net shows the first warp: its gate starts so far above the others."""
+
+
+class _Block(nn.Module):
+    """Two convolutions with a way past the second."""
+
+    def __init__(self, taken: int, given: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(taken, given, 3, stride, 1)
+        self.second = nn.Conv2d(given, given, 3, 1, 1)
+
+    def forward(self, value: Tensor) -> Tensor:
+        value = functional.relu(self.first(value), inplace=True)
+        return functional.relu(value + self.second(value), inplace=True)
+
+
+class RenderNet(nn.Module):
+    """(n, CHANNELS, SIDE, SIDE) to gates (n, 3, ...), which sum to 1, and a synthesis (n, 3, ...), -1..1.
+
+    Gates: first warp, second warp, synthesis. The synthesis is Y, U, V, as a difference to the first warp.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
+        super().__init__()
+        self.widths = widths
+        self.squeeze = nn.PixelUnshuffle(2)
+        self.down = nn.ModuleList([_Block(4 * CHANNELS, widths[0])])
+        self.down.extend(_Block(taken, given, 2) for taken, given in pairwise(widths))
+        levels = list(range(len(widths) - 1, 0, -1))
+        self.narrow = nn.ModuleList(nn.Conv2d(widths[level], widths[level - 1], 1) for level in levels)
+        self.up = nn.ModuleList(_Block(2 * widths[level - 1], widths[level - 1]) for level in levels)
+        self.head = nn.Conv2d(widths[0], 24, 3, 1, 1)
+        self.spread = nn.PixelShuffle(2)
+        nn.init.zeros_(self.head.weight)
+        bias = torch.zeros(24)
+        bias[:4] = _FIRST_GATE
+        self.head.bias = nn.Parameter(bias)
+
+    def forward(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        first = value[:, 3:6]
+        kept = []
+        level = self.squeeze(value)
+        for block in self.down:
+            level = block(level)
+            kept.append(level)
+        kept.pop()
+        for narrow, up in zip(self.narrow, self.up, strict=True):
+            beside = kept.pop()
+            level = functional.interpolate(narrow(level), scale_factor=2.0, mode="nearest")
+            level = up(torch.cat([level, beside], 1))
+        out = self.spread(self.head(level))
+        return torch.softmax(out[:, :3], 1), first + out[:, 3:]
+
+
+def compose(value: Tensor, gates: Tensor, synthesis: Tensor) -> Tensor:
+    """(n, 3, SIDE, SIDE) the picture that the gates make of a net's input and its synthesis."""
+    return gates[:, :1] * value[:, 3:6] + gates[:, 1:2] * value[:, 6:9] + gates[:, 2:] * synthesis
+
+
+def multiply_adds(widths: tuple[int, ...] = WIDTHS) -> int:
+    """Multiply-adds of one crop, counted layer by layer."""
+    total = 0
+
+    def count(layer: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal total
+        if isinstance(layer, nn.Conv2d):
+            total += layer.weight.numel() * out.shape[-1] * out.shape[-2]
+
+    net = RenderNet(widths)
+    hooks = [one.register_forward_hook(count) for one in net.modules() if isinstance(one, nn.Conv2d)]
+    with torch.no_grad():
+        net(torch.zeros(1, CHANNELS, SIDE, SIDE))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def save_net(net: RenderNet, path: Path) -> None:
+    """As safetensors, half precision: twice the size buys no visible difference."""
+    tensors = {name: value.detach().half().contiguous() for name, value in net.state_dict().items()}
+    save_file(tensors, str(path))
+
+
+def load_net(path: Path | None = None) -> RenderNet:
+    """From a safetensors file; the bundled one where path is None.
+
+    Raises ValueError for another net's file.
+    """
+    if path is None:
+        data = files("retalk_models").joinpath("weights", WEIGHTS_FILE).read_bytes()
+    else:
+        data = path.read_bytes()
+    tensors = {name: value.float() for name, value in load(data).items()}
+    try:
+        widths = tuple(len(tensors[f"down.{level}.first.bias"]) for level in range(len(WIDTHS)))
+        net = RenderNet(widths)
+        net.load_state_dict(tensors)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{path or WEIGHTS_FILE}: these are no weights of the rendering net") from error
+    return net.eval()
