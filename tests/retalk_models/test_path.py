@@ -22,18 +22,17 @@ from retalk_models.talkin.path import (
 SHUT = 0.02
 Track = tuple[list[F64], list[F64]]
 
-costs = st.integers(0, 9).map(float)
-
 
 @st.composite
 def tracks(draw: st.DrawFn, most: int = 9) -> Track:
     """Any costs over a few states; some moves forbidden, standing still never."""
     count, frames = draw(st.integers(1, 4)), draw(st.integers(1, most))
-    states = [np.array(draw(st.lists(costs, min_size=count, max_size=count))) for _ in range(frames)]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    states = [rng.integers(0, 10, count).astype(np.float64) for _ in range(frames)]
     moves = []
     for _ in range(frames - 1):
-        flat = draw(st.lists(costs | st.just(np.inf), min_size=count**2, max_size=count**2))
-        move = np.array(flat).reshape(count, count)
+        move = rng.integers(0, 10, (count, count)).astype(np.float64)
+        move[rng.random((count, count)) < 0.25] = np.inf
         np.fill_diagonal(move, 0.0)
         moves.append(move)
     return states, moves
@@ -126,7 +125,7 @@ def excess(track: Track, path: list[int]) -> float:
 
 
 def test_three_frames_of_lag_come_within_15_percent_and_beat_greedy() -> None:
-    found = [like_a_mouth(seed) for seed in range(30)]
+    found = [like_a_mouth(seed) for seed in range(12)]
     by_lag = {
         lag: float(np.mean([excess(one, emitted(one, lag)) for one in found])) for lag in (0, 1, 2, 3, 10)
     }

@@ -1,0 +1,93 @@
+"""Pairs of a true frame and a dubbed frame at the same pose, shuffled, for judging without labels.
+
+Makes one numbered sheet for each pair in FOLDER, left and right by chance, and key.json, which says where the
+dub is: look at the key only after writing down every guess. The dubs are those of `retalk eval --keep`.
+
+    python benchmarks/blind_pairs.py CLIPS DUBS -o FOLDER [--count N] [--seed S]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from itertools import islice, zip_longest
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from retalk_models.evaluation.retrack import Retracker
+from retalk_models.evaluation.sheet import FACE_WIDTHS, MOUTH_WIDTHS, cell
+from retalk_models.picture import U8
+from stream.errors import InputError
+from stream.evaluate.manifest import Clip, read_manifest
+from stream.evaluate.material import pictures
+from stream.evaluate.run import dub_name
+
+_CELL = 320
+_WARM_UP_S = 1.0
+
+
+def candidates(
+    source: Clip, dubbed: Path, wanted: int, rng: np.random.Generator
+) -> list[tuple[float, U8, U8]]:
+    """Seconds, true and dubbed cells (face above mouth) of frames that a face was found in, by chance."""
+    both = zip(pictures(source.path), pictures(dubbed), strict=False)
+    count = sum(1 for _ in zip(pictures(source.path), pictures(dubbed), strict=False))
+    chosen = set(rng.choice(count, min(count, 3 * wanted), replace=False).tolist())
+    out = []
+    with Retracker() as tracker:
+        for index, ((seconds, own), (_, dub)) in enumerate(both):
+            points = tracker.points(own.rgb())
+            if index not in chosen or seconds < _WARM_UP_S or not np.isfinite(points[0, 0]):
+                continue
+            true, false = (
+                np.vstack([cell(one, points, widths, _CELL) for widths in (FACE_WIDTHS, MOUTH_WIDTHS)])
+                for one in (own, dub)
+            )
+            out.append((seconds, true, false))
+    kept = rng.permutation(len(out))[:wanted]
+    return [out[index] for index in kept]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("clips", type=Path, help="folder or manifest, as `retalk eval` takes it")
+    parser.add_argument("dubs", type=Path, help="folder of SOURCE__VOICE.mp4")
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, help="folder to write, outside the repository"
+    )
+    parser.add_argument("--count", type=int, default=20, help="pairs in all (20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice and of left and right (0)")
+    args = parser.parse_args()
+    rng = np.random.default_rng(args.seed)
+    try:
+        clips = read_manifest(args.clips)
+        dubs = [(a, args.dubs / dub_name(a.label, b.label)) for a in clips for b in clips if a is not b]
+        missing = next((path for _, path in dubs if not path.is_file()), None)
+        if missing is not None or not dubs:
+            raise InputError(missing or args.clips, "no such dub", "make them by `retalk eval --keep`")
+        each = -(-args.count // len(dubs))
+        found = [[(path.stem, *one) for one in candidates(a, path, each, rng)] for a, path in dubs]
+    except InputError as error:
+        parser.error(str(error))
+    # One of every dub in turn, so that a count that does not divide evenly still has all of them.
+    pairs = [one for row in zip_longest(*found) for one in row if one is not None]
+    args.out.mkdir(parents=True, exist_ok=True)
+    key = {}
+    for number, (name, seconds, true, false) in enumerate(islice(pairs, args.count), 1):
+        left = bool(rng.integers(2))
+        sides = [false, true] if left else [true, false]
+        picture = np.hstack([sides[0], np.full((2 * _CELL, 24, 3), 255, np.uint8), sides[1]])
+        if not cv2.imwrite(str(args.out / f"{number:02}.png"), picture[:, :, ::-1]):
+            parser.error(f"{args.out}: cannot be written; name another folder")
+        key[f"{number:02}"] = {"dub": "left" if left else "right", "of": name, "seconds": round(seconds, 2)}
+    (args.out / "key.json").write_text(json.dumps(key, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
