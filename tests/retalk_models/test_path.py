@@ -136,6 +136,24 @@ def test_three_frames_of_lag_come_within_15_percent_and_beat_greedy() -> None:
     assert by_lag[10] < by_lag[3] < by_lag[1]
 
 
+def foreseen(track: Track, ahead: int) -> list[int]:
+    """As the engine has it: decided at once, from a pose that is held and the next frame's opening."""
+    states, moves = track
+    out: list[int] = []
+    for index, state in enumerate(states):
+        rest = min(ahead, len(states) - 1 - index)
+        before = moves[index - 1][out[-1]] if index else None
+        out.append(first_of_best([state] * (rest + 1), [moves[min(index, len(moves) - 1)]] * rest, before))
+    return out
+
+
+def test_foreseeing_three_frames_costs_no_delay_and_little_more() -> None:
+    found = [like_a_mouth(seed) for seed in range(12)]
+    nested = float(np.mean([excess(one, foreseen(one, 3)) for one in found]))
+    assert nested < 0.15
+    assert nested < 0.5 * float(np.mean([excess(one, greedy(one)) for one in found]))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 6))
 def test_references_never_switch_while_lips_are_open(seed: int, lag: int) -> None:
