@@ -60,7 +60,11 @@ KEY_REQUEST_INTERVAL_US = 500_000
 LEAST_REMB_BPS = 1_500_000
 """Upstream's estimator takes the time at which this process got round to a packet for its arrival, so a busy
 moment of ours looks like a jammed path, and it never rises above what a camera happens to send. Below this
-rate the sender's own loss-based control decides."""
+rate it is not believed, unless packets are lost too."""
+
+LEAST_REMB_LOSSY_BPS = 200_000
+LOSSY = 5
+"""256ths of the packets lost between two reports, from which on the estimate is believed."""
 
 TIMER_S = 0.02
 STOP_TIMEOUT_S = 2.0
@@ -120,6 +124,7 @@ class Receiver:
         self._statistics: dict[int, StreamStatistics] = {}
         self._last_reports: dict[int, tuple[int, float]] = {}
         self._media_ssrc = 0
+        self._lost_share = 0
         self._codec: RTCRtpCodecParameters | None = None
         self._key_requested_us = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -284,7 +289,8 @@ class Receiver:
         )
         if remb is not None:
             bitrate, ssrcs = remb
-            fci = pack_remb_fci(max(bitrate, LEAST_REMB_BPS), ssrcs)
+            least = LEAST_REMB_LOSSY_BPS if self._lost_share >= LOSSY else LEAST_REMB_BPS
+            fci = pack_remb_fci(max(bitrate, least), ssrcs)
             self._send(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=self._rtcp_ssrc or 0, media_ssrc=0, fci=fci))
 
     def _send(self, packet: AnyRtcpPacket) -> None:
@@ -311,9 +317,12 @@ class Receiver:
     def _report(self, ssrc: int, stream: StreamStatistics) -> RtcpReceiverInfo:
         lsr, at = self._last_reports.get(ssrc, (0, 0.0))
         delay = time.time() - at
+        fraction_lost = stream.fraction_lost
+        if ssrc == self._media_ssrc:
+            self._lost_share = fraction_lost
         return RtcpReceiverInfo(
             ssrc=ssrc,
-            fraction_lost=stream.fraction_lost,
+            fraction_lost=fraction_lost,
             packets_lost=stream.packets_lost,
             highest_sequence=stream.max_seq or 0,
             jitter=stream.jitter,

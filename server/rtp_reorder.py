@@ -6,6 +6,7 @@ Sequence numbers are unwrapped to integers that never wrap (RFC 3550 appendix A.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,10 @@ KEY_PATIENCE_US = 3_000_000
 encoders refresh gradually and never send one."""
 
 NACK_RETRY_US = 60_000
+"""Between two requests for one packet before any was answered; then the round trip and a little counts."""
+
+NACK_SLACK_US = 15_000
+LEAST_RETRY_US, MOST_RETRY_US = 25_000, 250_000
 NACK_TRIES = 5
 NACK_BATCH = 64
 """Sequence numbers in one request at most; a longer hole is a stall, and ends in a key frame."""
@@ -81,7 +86,8 @@ class VideoAssembler:
         self._next: int | None = None
         self._newest = 0
         self._stalled_at: int | None = None
-        self._asked: dict[int, tuple[int, int]] = {}
+        self._asked: dict[int, tuple[int, int, int]] = {}
+        self._answers_us: deque[int] = deque(maxlen=8)
         self._awaits_key_since: int | None = None
         self._key_wanted = False
         self.dropped_frames = 0
@@ -96,7 +102,10 @@ class VideoAssembler:
             return []
         self._newest = max(self._newest, sequence)
         self._packets[sequence] = packet
-        self._asked.pop(sequence, None)
+        asked = self._asked.pop(sequence, None)
+        if asked is not None:
+            # From the first request: which one was answered cannot be told, and too long a wait mends itself.
+            self._answers_us.append(packet.arrived_us - asked[0])
         if sequence - self._next >= self._capacity:
             self._skip(packet.arrived_us, up_to=sequence)
         frames = self._drain(packet.arrived_us)
@@ -109,18 +118,27 @@ class VideoAssembler:
         self._skip(now_us, up_to=None)
         return self._drain(now_us)
 
+    @property
+    def nack_retry_us(self) -> int:
+        """How long a request is given to be answered: a little more than what the quicker answers took."""
+        if not self._answers_us:
+            return NACK_RETRY_US
+        quick_us = sorted(self._answers_us)[len(self._answers_us) // 4]
+        return min(max(quick_us + NACK_SLACK_US, LEAST_RETRY_US), MOST_RETRY_US)
+
     def nacks(self, now_us: int) -> list[int]:
         """Sequence numbers (16 bits) to ask for now: at once, then once per retry interval."""
         if self._next is None or not self._holes():
             self._asked.clear()
             return []
         due = []
+        retry_us = self.nack_retry_us
         for sequence in range(self._next, self._newest):
             if sequence in self._packets:
                 continue
-            last, tries = self._asked.get(sequence, (now_us - NACK_RETRY_US, 0))
-            if tries < NACK_TRIES and now_us - last >= NACK_RETRY_US:
-                self._asked[sequence] = (now_us, tries + 1)
+            first, last, tries = self._asked.get(sequence, (now_us, now_us - retry_us, 0))
+            if tries < NACK_TRIES and now_us - last >= retry_us:
+                self._asked[sequence] = (first, now_us, tries + 1)
                 due.append(sequence & 0xFFFF)
                 if len(due) == NACK_BATCH:
                     break

@@ -49,7 +49,7 @@ class EncodedAudio:
 
 
 class VideoEncoder:
-    """One open video encoder; remakes itself when the picture's size or the bit rate changes.
+    """One open video encoder; remakes itself when the picture's size changes, VP8 also for another bit rate.
 
     H.264 is constrained baseline with no delay of its own; VP8 runs without the denoiser, which would blur
     the face. Colours are BT.601 limited, as Picture says.
@@ -64,6 +64,11 @@ class VideoEncoder:
         self._last_pts = -1
         self.builds = 0
 
+    @property
+    def retunes(self) -> bool:
+        """Whether another bit rate costs neither a new encoder nor a key frame."""
+        return self._codec == "H264"
+
     def encode(
         self, picture: Picture, due_us: int, time_us: int, keyframe: bool, bit_rate: int | None
     ) -> EncodedVideo | None:
@@ -72,9 +77,16 @@ class VideoEncoder:
         rate = default_bit_rate(frame.width, frame.height)
         if bit_rate is not None:
             rate = min(rate, bit_rate)
-        if self._context is None or self._size != (frame.width, frame.height) or self._bit_rate != rate:
+        changed = self._bit_rate != rate
+        if (
+            self._context is None
+            or self._size != (frame.width, frame.height)
+            or (changed and not self.retunes)
+        ):
             self._open(frame.width, frame.height, rate)
             keyframe = True
+        elif changed:
+            self._context.bit_rate = self._bit_rate = rate
         assert self._context is not None
         frame.pts = self._last_pts = max(due_us, self._last_pts + 1)
         frame.time_base = _TIME_BASE
@@ -102,11 +114,15 @@ class VideoEncoder:
         context.colorspace, context.color_range = _BT601, _LIMITED
         if self._codec == "H264":
             context.profile = "Baseline"
+            # FFmpeg tells x264 of a changed bit_rate only where these two are its own and not x264's options.
+            most = default_bit_rate(width, height)
             context.options = {
                 "preset": "superfast",
                 "tune": "zerolatency",
                 "forced-idr": "1",
-                "x264-params": f"vbv-maxrate={bit_rate // 1000}:vbv-bufsize={bit_rate // 2000}:scenecut=0",
+                "maxrate": str(most),
+                "bufsize": str(most // 2),
+                "x264-params": "scenecut=0",
             }
         else:
             context.options = {

@@ -266,11 +266,12 @@ class EncodedHub:
         keyframe = lane.keyframe_wanted and now_us - lane.keyframe_us >= _KEYFRAME_EVERY_US
         wishes = [s.bit_rate for s in self._subscriptions if s.codec == codec and s.bit_rate]
         wish = min(max(min(wishes), _LEAST_BPS), MOST_BPS) if wishes else None
-        # An open encoder cannot be retuned, and a new one costs a key frame: only for a change worth it.
+        # A VP8 encoder cannot be retuned, and a new one costs a key frame: only for a change worth it.
+        low, high, every_us = (0.95, 1.05, 0) if lane.encoder.retunes else (0.8, 1.3, _RETUNE_EVERY_US)
         if wish != lane.bit_rate and (
             wish is None
             or lane.bit_rate is None
-            or (not 0.8 <= wish / lane.bit_rate <= 1.3 and now_us - lane.retuned_us >= _RETUNE_EVERY_US)
+            or (not low <= wish / lane.bit_rate <= high and now_us - lane.retuned_us >= every_us)
         ):
             lane.bit_rate = wish
             lane.retuned_us = now_us

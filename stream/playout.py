@@ -26,7 +26,8 @@ _ROOMY_US = 50_000
 _SILENT_PEAK = 40
 _PAUSE_RMS = 10 ** (-42 / 20) * 32768
 _MOST_LATE = 3
-_CALM_FRAMES = 50
+_CALM_FRAMES = 25
+_FALL_EVERY_US = 100_000
 
 
 class Sink(Protocol):
@@ -63,7 +64,8 @@ class Playout:
     """Releases video at capture time + D and exact 20 ms of audio at voice position + D + S.
 
     D rises by 20 ms when more than 3 of the last 25 frames came late, while the voice pauses if it does so
-    within 0.4 s, and falls while it pauses as far as every frame of the last two seconds was 50 ms early.
+    within 0.4 s, and falls while it pauses as far as every frame of the last second was 50 ms early. What it
+    rose in a bad moment it gives back without waiting for a pause, 20 ms at a time.
     A frame that is late, stale or undubbed goes out as the source gave it. Nothing ever waits for anything.
     """
 
@@ -98,6 +100,8 @@ class Playout:
         self._position = 0
         self._lateness: deque[bool] = deque(maxlen=25)
         self._margins: deque[int] = deque(maxlen=_CALM_FRAMES)
+        self._usual_us = self._delay_us
+        self._fell_us = 0
         self._raise_since_us: int | None = None
         self._end_us: int | None = None
         self._audio_point = (0, 0)
@@ -227,10 +231,10 @@ class Playout:
             samples = samples if _silent(samples) else self._held(samples)
         else:
             self._position += AUDIO_FRAME_SAMPLES
-            if self._may_fall(samples):
+            if self._may_fall(samples, now_us):
                 samples = self._cut_short(samples)
                 self._position += AUDIO_FRAME_SAMPLES
-                self._fall()
+                self._fall(now_us)
         self._sink.audio(AudioFrame(samples, self._next_audio_us, position, self._voice.epoch))
         self._audio_point = (now_us, samples_to_us(position))
         self._next_audio_us += _TICK_US
@@ -248,20 +252,20 @@ class Playout:
             return False
         return _silent(samples) or now_us - self._raise_since_us >= _PATIENCE_US
 
-    @property
-    def has_room(self) -> bool:
-        """Whether D may still rise, so that lateness is its to absorb."""
-        return self._adaptive and self._delay_us + _STEP_US <= self._most_delay_us
-
-    def _may_fall(self, samples: I16) -> bool:
+    def _may_fall(self, samples: I16, now_us: int) -> bool:
         if self._delay_us - _STEP_US < self._least_delay_us or len(self._margins) < _CALM_FRAMES:
             return False
-        if min(self._margins) < _ROOMY_US or any(self._lateness) or not _pausing(samples):
+        if min(self._margins) < _ROOMY_US or any(self._lateness):
+            return False
+        if self._delay_us > self._usual_us and now_us - self._fell_us >= _FALL_EVERY_US:
+            return True
+        if not _pausing(samples):
             return False
         return _pausing(self._voice.read(self._position, AUDIO_FRAME_SAMPLES).samples)
 
-    def _fall(self) -> None:
+    def _fall(self, now_us: int) -> None:
         self._delay_us -= _STEP_US
+        self._fell_us = now_us
         # What was so early before is a step less early now: a long pause may take several steps.
         self._margins = deque((margin - _STEP_US for margin in self._margins), maxlen=_CALM_FRAMES)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -95,6 +96,31 @@ def test_any_order_of_a_few_gives_every_frame_once(seed: int, spread: int, twice
     for packet in sent:
         given_frames += assembler.add(packet)
     assert numbers(given_frames) == list(range(20))
+
+
+@pytest.mark.parametrize("round_trip_us", [4_000, 40_000, 100_000, 180_000])
+def test_requests_are_repeated_at_the_pace_of_the_round_trip(round_trip_us: int) -> None:
+    """Every tenth packet is lost and comes a round trip after the request for it."""
+    assembler = VideoAssembler(is_key)
+    packets = film(200)
+    answers: list[tuple[int, Packet]] = []
+    asked: dict[int, int] = {}
+    now_us = 0
+    for index, packet in enumerate(packets):
+        now_us += 2_000
+        for at_us, answer in [a for a in answers if a[0] <= now_us]:
+            assembler.add(replace(answer, arrived_us=at_us))
+            answers.remove((at_us, answer))
+        if index % 10 != 5:
+            assembler.add(replace(packet, arrived_us=now_us))
+        for missing in assembler.nacks(now_us):
+            asked[missing] = asked.get(missing, 0) + 1
+            if asked[missing] == 1:
+                answer = next(p for p in packets if p.sequence == missing)
+                answers.append((now_us + round_trip_us, answer))
+    assert round_trip_us < assembler.nack_retry_us <= max(round_trip_us + 20_000, 25_000)
+    late = [asked[sequence] for sequence in sorted(asked)[len(asked) // 2 :]]
+    assert sum(late) <= 1.2 * len(late), "asked again before an answer can have come"
 
 
 def test_a_hole_is_asked_for_again_and_then_no_more() -> None:

@@ -12,7 +12,14 @@ import pytest
 from retalk_models.engine import FaceState, Rung
 from retalk_models.picture import Picture
 from stream.clock import VirtualClock
-from stream.encode import Codec, EncodedHub, EncodedVideo, Subscription, SubscriptionClosed
+from stream.encode import (
+    Codec,
+    EncodedHub,
+    EncodedVideo,
+    Subscription,
+    SubscriptionClosed,
+    VideoEncoder,
+)
 from stream.media import AudioFrame, DubbedFrame
 from tests.stream.fakes import flat_picture
 
@@ -161,9 +168,10 @@ async def test_a_picture_of_another_size_remakes_the_encoder() -> None:
     assert decode("H264", packets[2:])[-1].width == 160
 
 
-async def test_bit_rate_follows_the_weakest_viewer_with_hysteresis() -> None:
+@pytest.mark.parametrize(("codec", "most_builds"), [("H264", 1), ("VP8", 3)])
+async def test_bit_rate_follows_the_weakest_viewer_with_hysteresis(codec: Codec, most_builds: int) -> None:
     async with hub() as bench:
-        weak, strong = bench.hub.subscribe("H264"), bench.hub.subscribe("H264")
+        weak, strong = bench.hub.subscribe(codec), bench.hub.subscribe(codec)
         strong.set_bitrate(5_000_000)
         shown = [picture(k, 320, 240) for k in range(4)]
         sizes = []
@@ -175,9 +183,27 @@ async def test_bit_rate_follows_the_weakest_viewer_with_hysteresis() -> None:
             await bench.show(shown[k % 4])
             sizes += [len(packet.data) for packet in await fetched(weak)]
             await fetched(strong)
-        lane = bench.hub._lanes["H264"]
-        assert lane.encoder.builds <= 3
+        assert bench.hub._lanes[codec].encoder.builds <= most_builds
     assert np.mean(sizes[100:150]) < 0.6 * np.mean(sizes[20:50])
+
+
+def test_an_open_h264_encoder_changes_its_rate_without_a_key_frame() -> None:
+    encoder = VideoEncoder("H264")
+    rng = np.random.default_rng(1)
+    grain = [rng.integers(0, 60, (360, 320)).astype(np.uint8) for _ in range(8)]
+    sizes, keys = [], 0
+    for k in range(200):
+        rate = 150_000 if 75 <= k < 140 else None
+        noisy = Picture(picture(k % 50, 320, 240).planes // 2 + grain[k % 8], 320, 240)
+        packet = encoder.encode(noisy, k * 40_000, 0, False, rate)
+        assert packet is not None
+        sizes.append(len(packet.data) * 8 * 25)
+        keys += packet.keyframe
+    full, least, again = np.mean(sizes[25:75]), np.mean(sizes[110:140]), np.mean(sizes[175:])
+    assert least < 0.35 * full
+    assert again > 0.6 * full
+    assert encoder.builds == 1
+    assert keys == 200 // 50
 
 
 async def test_a_viewer_that_does_not_fetch_loses_pictures_and_resumes_with_a_key_frame() -> None:
