@@ -147,7 +147,7 @@ class Stages:
 
     def _speak_some(self, work: Sequence[FaceWork], timer: _DeviceTimer) -> list[Tensor]:
         timer.begin()
-        low = _run(
+        low = run_bucketed(
             self._speak,
             self._spoken,
             torch.cat([one.mel for one in work]),
@@ -162,7 +162,7 @@ class Stages:
             style = torch.cat([work[index].reference.style for index in fine])
             maps = [work[index].noise or () for index in fine]
             noise = [torch.cat(list(level)) for level in zip(*maps, strict=True)]
-            drawn = _run(self._enhance, self._enhanced, low[fine], style, *noise)
+            drawn = run_bucketed(self._enhance, self._enhanced, low[fine], style, *noise)
             for index, face in zip(fine, torch.split(drawn, 1), strict=True):
                 faces[index] = face
             timer.end("enhancement")
@@ -179,7 +179,7 @@ class Stages:
         return picture.to(self.device).contiguous(memory_format=layout)
 
 
-def _run(graphs: dict[int, _Captured], plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def run_bucketed(graphs: dict[int, _Captured], plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """As a graph, filled up to the next batch size that was captured; plainly where nothing was."""
     count = len(inputs[0])
     if not graphs:
