@@ -28,7 +28,7 @@ from stream.presenter import present
 from stream.rtp_time import SenderClock
 from stream.session import Policy
 from stream.source import SourceBuffer
-from stream.stats import SessionStats, Spread
+from stream.stats import Figures, SessionStats, Spread
 from stream.voice import VoiceFormat, VoiceTrack
 
 OBSERVE_INTERVAL_S = 1.0
@@ -68,6 +68,8 @@ class Stream(Protocol):
 
     def stats(self) -> SessionStats: ...
 
+    def take_figures(self) -> Figures: ...
+
     def interrupt(self) -> int: ...
 
     async def run(self) -> None: ...
@@ -89,6 +91,7 @@ class HostedSession:
         self._settings = settings
         self._metrics = metrics
         self._peers: dict[Peer, Callable[[Peer, End, ApiError | None], None]] = {}
+        self._inlets: list[VideoInlet] = []
         self._joined: set[object] = set()
         self._speakers: list[tuple[object, asyncio.Event]] = []
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -199,7 +202,9 @@ class HostedSession:
         """Where a source's decoded frames go; nowhere for a duplex peer of a session with a presenter."""
         if self.plan.presenter is not None:
             return None
-        return VideoInlet(loop, self._stream.clock, self._stream.source.push, sender)
+        inlet = VideoInlet(loop, self._stream.clock, self._stream.source.push, sender)
+        self._inlets.append(inlet)
+        return inlet
 
     def voice_inlet(self, loop: asyncio.AbstractEventLoop, owner: object, sender: SenderClock) -> VoiceInlet:
         """Where a speaker's decoded audio goes, for as long as that speaker holds the voice."""
@@ -274,6 +279,8 @@ class HostedSession:
             **self.stats(),
             "faces": dict(stats.faces),
             "rungs": dict(stats.rungs),
+            "rung_changes": dict(stats.rung_changes),
+            "drops": self._drops(stats),
             "queues": dict(stats.queues),
             "engine_counts": dict(stats.engine_counts),
             "client": dict(self.client_stats),
@@ -293,23 +300,26 @@ class HostedSession:
                 task.cancel()
 
     async def _observe(self) -> None:
-        late = dropped = 0
+        late = 0
         counted: Mapping[str, int] = {}
+        dropped: Mapping[str, int] = {}
+        stepped: Mapping[str, int] = {}
         while True:
             await asyncio.sleep(OBSERVE_INTERVAL_S)
             stats = self._stream.stats()
-            live = stats.frames_out > 0
-            if live:
+            if stats.frames_out > 0:
                 self.on_live()
-            self._metrics.observe(
-                stats.added_latency_ms.p50 if live else None,
-                stats.skew_ms.p50 if live else None,
-                {name: spread.p50 for name, spread in stats.stage_ms.items()},
-            )
+            self._metrics.observe(self._stream.take_figures())
             self._metrics.late_frames.inc(max(0, stats.late - late))
-            self._metrics.dropped_frames.inc(max(0, stats.dropped - dropped))
+            drops = self._drops(stats)
+            self._metrics.count(dropped, drops, self._metrics.dropped_frames)
+            self._metrics.count(stepped, stats.rung_changes, self._metrics.rung_changes)
             self._metrics.count(counted, stats.engine_counts)
-            late, dropped, counted = stats.late, stats.dropped, stats.engine_counts
+            late, dropped, stepped, counted = stats.late, drops, stats.rung_changes, stats.engine_counts
+
+    def _drops(self, stats: SessionStats) -> dict[str, int]:
+        """Frames that never came out, by where they were lost, the way into the stream included."""
+        return {**stats.drops, "inlet_full": sum(inlet.dropped for inlet in self._inlets)}
 
     async def close(self) -> None:
         """End every peer and the stream. Idempotent."""

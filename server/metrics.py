@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from stream.stats import Figures
+
 LATENCY_BUCKETS_MS = (20, 40, 60, 80, 100, 120, 150, 200, 250, 300, 400, 500, 700, 1000, 2000)
 STAGE_BUCKETS_MS = (1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200, 400, 1000)
 SKEW_BUCKETS_MS = (-120, -80, -60, -40, -20, -10, 0, 10, 20, 40, 60, 80, 120)
@@ -38,21 +40,21 @@ class Metrics:
         )
         self.added_latency = Histogram(
             "added_latency_ms",
-            "Arrival of a source frame to its release, median of a session's last half second",
+            "Arrival of a source frame to its release, every frame",
             buckets=LATENCY_BUCKETS_MS,
             namespace=prefix,
             registry=registry,
         )
         self.skew = Histogram(
             "skew_ms",
-            "Audio time minus video time at release, over a session's last half second",
+            "Audio time minus video time at release, every frame",
             buckets=SKEW_BUCKETS_MS,
             namespace=prefix,
             registry=registry,
         )
         self.stage = Histogram(
             "stage_ms",
-            "Wall time of a window by stage",
+            "Wall time of a window by stage, every window",
             ["stage"],
             buckets=STAGE_BUCKETS_MS,
             namespace=prefix,
@@ -62,7 +64,14 @@ class Metrics:
             "late_frames", "Frames replaced by their source frame", namespace=prefix, registry=registry
         )
         self.dropped_frames = Counter(
-            "dropped_frames", "Source frames dropped by a full buffer", namespace=prefix, registry=registry
+            "dropped_frames",
+            "Frames that never came out, by where they were lost",
+            ["cause"],
+            namespace=prefix,
+            registry=registry,
+        )
+        self.rung_changes = Counter(
+            "rung_changes", "Steps of the quality ladder", ["to"], namespace=prefix, registry=registry
         )
 
         self.engine_counts = Counter(
@@ -73,23 +82,28 @@ class Metrics:
             registry=registry,
         )
 
-    def count(self, before: Mapping[str, int], now: Mapping[str, int]) -> None:
-        """One session's engine counts, as they were and as they are."""
+    def count(
+        self, before: Mapping[str, int], now: Mapping[str, int], counter: Counter | None = None
+    ) -> None:
+        """One session's counts as they were and as they are: its engine's, or those of a labelled counter."""
+        counter = counter or self.engine_counts
         for what, total in now.items():
-            self.engine_counts.labels(what).inc(max(0, total - before.get(what, 0)))
+            counter.labels(what).inc(max(0, total - before.get(what, 0)))
 
     def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A gauge that is read when it is scraped."""
         Gauge(name, help_text, namespace="retalk", registry=self.registry).set_function(read)
 
-    def observe(self, latency_ms: float | None, skew_ms: float | None, stage_ms: Mapping[str, float]) -> None:
-        """One session's figures of the last report interval; None where there is none yet."""
-        if latency_ms is not None:
-            self.added_latency.observe(latency_ms)
-        if skew_ms is not None:
-            self.skew.observe(skew_ms)
-        for stage, milliseconds in stage_ms.items():
-            self.stage.labels(stage).observe(milliseconds)
+    def observe(self, figures: Figures) -> None:
+        """All values of one session since the last time."""
+        for milliseconds in figures.added_latency_ms:
+            self.added_latency.observe(milliseconds)
+        for milliseconds in figures.skew_ms:
+            self.skew.observe(milliseconds)
+        for stage, values in figures.stage_ms.items():
+            histogram = self.stage.labels(stage)
+            for milliseconds in values:
+                histogram.observe(milliseconds)
 
     def exposition(self) -> bytes:
         """The text that GET /metrics answers."""

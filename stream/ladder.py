@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from statistics import fmean, median
 
 from retalk_models.engine import Rung
@@ -46,6 +46,7 @@ class QualityLadder:
         self._late = 0
         self._began_us: int | None = None
         self._resume = Rung.FULL
+        self.changes: Counter[str] = Counter()
         self._recovered_us: int | None = None
         self.faulted = False
 
@@ -134,6 +135,8 @@ class QualityLadder:
         self._probe_us = now_us + self._wait_us
 
     def _move(self, rung: Rung, now_us: int) -> None:
+        if rung != self._rung:
+            self.changes[rung.name.lower()] += 1
         self._rung = rung
         self._calm_since_us = now_us
         self._recent.clear()

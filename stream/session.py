@@ -16,7 +16,7 @@ from stream.link import EngineLink, Finished
 from stream.playout import Playout, Sink
 from stream.runner import EngineRunner
 from stream.source import SourceBuffer
-from stream.stats import Counts, SessionState, SessionStats
+from stream.stats import Counts, Figures, SessionState, SessionStats
 from stream.voice import FIR_REACH, VoiceTrack, samples_to_us, us_to_samples
 from stream.windows import WindowCutter
 
@@ -162,9 +162,14 @@ class Session:
         self._bell.ring()
         return epoch
 
+    def take_figures(self) -> Figures:
+        """Every latency, skew and stage time since this was last called."""
+        return self._counts.take()
+
     def stats(self) -> SessionStats:
         counts, voice, now_us = self._counts, self.voice, self.clock.now_us()
         position = self._playout.position
+        encoded = self._sink.counts()
         return SessionStats(
             state=self._state(),
             rung=self._ladder.rung,
@@ -194,7 +199,15 @@ class Session:
             faults=counts.faults,
             last_fault=counts.last_fault,
             queues={"source": len(self.source), "windows": len(self._cutter), "playout": len(self._playout)},
-            encoded=self._sink.counts(),
+            encoded=encoded,
+            drops={
+                "source_full": self.source.dropped,
+                "out_of_order": self.source.rejected,
+                "playout_full": counts.overflowed,
+                "encoder_behind": encoded.get("encode_dropped", 0),
+                "viewer_behind": encoded.get("viewer_dropped", 0),
+            },
+            rung_changes=dict(self._ladder.changes),
             engine_counts=dict(counts.engine),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -31,13 +31,21 @@ class Spread:
 
 
 class Recent:
-    """The last few hundred values of a figure."""
+    """The last few hundred values of a figure, and those that nobody has taken yet."""
 
     def __init__(self, count: int = 500) -> None:
         self._values: deque[float] = deque(maxlen=count)
+        self._untaken: deque[float] = deque(maxlen=count)
 
     def add(self, value: float) -> None:
         self._values.append(value)
+        self._untaken.append(value)
+
+    def take(self) -> list[float]:
+        """The values since the last take, the newest few hundred of them."""
+        taken = list(self._untaken)
+        self._untaken.clear()
+        return taken
 
     def spread(self) -> Spread:
         if not self._values:
@@ -45,6 +53,15 @@ class Recent:
         values = np.array(self._values)
         p50, p95 = np.percentile(values, (50, 95))
         return Spread(float(p50), float(p95), float(values.max()))
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Every value since they were last taken, in milliseconds: what histograms are made of."""
+
+    added_latency_ms: Sequence[float] = ()
+    skew_ms: Sequence[float] = ()
+    stage_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 class Pace:
@@ -70,6 +87,7 @@ class SessionStats:
     face: state of the newest dubbed frame; faces: frames per state.
     added_latency_ms: release of a frame minus its arrival. skew_ms: audio time minus video time at release.
     stage_ms: per window, by stage: the engine's own, "queue" (waiting for it) and "encode".
+    drops: frames that never came out, by where they were lost. rung_changes: the ladder's steps, by where to.
     late: frames whose dub was not ready when due; stale: whose dub was of an older epoch.
     engine_counts: what the engine counted, such as reference_hits and reference_misses.
     """
@@ -102,6 +120,8 @@ class SessionStats:
     faults: int
     last_fault: str
     queues: Mapping[str, int]
+    drops: Mapping[str, int] = field(default_factory=dict)
+    rung_changes: Mapping[str, int] = field(default_factory=dict)
     encoded: Mapping[str, int] = field(default_factory=dict)
     engine_counts: Mapping[str, int] = field(default_factory=dict)
 
@@ -128,6 +148,14 @@ class Counts:
         self.audio_skipped = 0
         self.faults = 0
         self.last_fault = ""
+
+    def take(self) -> Figures:
+        """Every value since the last take."""
+        return Figures(
+            self.latency_ms.take(),
+            self.skew_ms.take(),
+            {name: recent.take() for name, recent in self.stages.items()},
+        )
 
     def stage(self, name: str, milliseconds: float) -> None:
         if name not in self.stages:

@@ -194,7 +194,8 @@ def test_an_open_h264_encoder_changes_its_rate_without_a_key_frame() -> None:
     sizes, keys = [], 0
     for k in range(200):
         rate = 150_000 if 75 <= k < 140 else None
-        noisy = Picture(picture(k % 50, 320, 240).planes // 2 + grain[k % 8], 320, 240)
+        planes = (picture(k % 50, 320, 240).planes // 2 + grain[k % 8]).astype(np.uint8)
+        noisy = Picture(planes, 320, 240)
         packet = encoder.encode(noisy, k * 40_000, 0, False, rate)
         assert packet is not None
         sizes.append(len(packet.data) * 8 * 25)
