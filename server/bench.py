@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from retalk_models.engine import load_engine
+from server.capacity import carried, climb
 from stream.bench import Cost, Live, measure_cost, measure_live
 from stream.material import load_material
 from stream.sample import sample_presenter
@@ -22,6 +23,7 @@ from stream.stats import Spread
 
 SAMPLE_SPEECH = Path(__file__).resolve().parent.parent / "client_web" / "sample" / "speech.wav"
 COST_SECONDS = 8.0
+BUDGET_MS = 400.0
 
 
 def measure(
@@ -65,6 +67,33 @@ def measure(
     }
 
 
+def measure_capacity(
+    engine_name: str,
+    device: str,
+    video: Path | None,
+    voice: Path | None,
+    size: tuple[int, int],
+    most: int,
+    seconds: float,
+    on_step: Callable[[int, int | None], None],
+) -> dict[str, Any]:
+    """How many sessions this machine carries. Raises InputError for unusable material.
+
+    on_step: told (sessions being measured, None).
+    """
+    material = load_material(video or sample_presenter(), voice or SAMPLE_SPEECH, *size)
+    engine = load_engine(engine_name, device)
+    rows = climb(engine, material, seconds, BUDGET_MS, most, lambda sessions: on_step(sessions, None))
+    return {
+        "machine": _machine(),
+        "engine": engine.name,
+        "device": engine.device,
+        "source": {"name": video.name if video else "sample", "width": size[0], "height": size[1]},
+        "carried": carried(rows),
+        "rows": rows,
+    }
+
+
 def table(figures: dict[str, Any]) -> None:
     """Print what was measured."""
     console = Console(highlight=False, soft_wrap=True)
@@ -78,11 +107,11 @@ def table(figures: dict[str, Any]) -> None:
     for name, spent in figures["cpu_seconds_per_second_of_video"].items():
         cost.add_row(name, f"{spent:.3f}")
     console.print(cost)
-    shown = Table("live", "p50", "p95", "max", box=None)
+    shown = Table("live", "p50", "p95", "p99", "max", box=None)
     for name in ("added_latency_ms", "skew_ms"):
-        shown.add_row(name, *(f"{live[name][key]:.0f}" for key in ("p50", "p95", "max")))
+        shown.add_row(name, *(f"{live[name][key]:.0f}" for key in ("p50", "p95", "p99", "max")))
     for name, spread in live["stage_ms"].items():
-        shown.add_row(f"{name} ms", *(f"{spread[key]:.1f}" for key in ("p50", "p95", "max")))
+        shown.add_row(f"{name} ms", *(f"{spread[key]:.1f}" for key in ("p50", "p95", "p99", "max")))
     console.print(shown)
     console.print(
         f"{live['sessions']} session{'s' * (live['sessions'] > 1)} for {live['seconds']:.0f} s: "

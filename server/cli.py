@@ -50,6 +50,7 @@ Config = Annotated[
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on; default: 127.0.0.1.")]
 Port = Annotated[int | None, typer.Option("--port", help="Port to listen on; default: 8080.")]
 
+MOST_SESSIONS = 64
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
 
 
@@ -147,17 +148,44 @@ def bench(
     ] = None,
     size: Annotated[str, typer.Option(help="Width and height of the picture.")] = "640x480",
     target: Annotated[Path | None, typer.Option("--json", help="Also write the figures there.")] = None,
+    capacity: Annotated[
+        bool, typer.Option("--capacity", help="One session more at a time, until the machine cannot.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="With --capacity: draw it there, as SVG.")] = None,
 ) -> None:
     """Measure latency, and processor time by stage, of sessions on this machine."""
+    if plot is not None and not capacity:
+        raise BadUsageError("bench: --plot draws what --capacity measures; give both")
     match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", size)
     if match is None:
         raise BadUsageError(f"bench: --size is {size!r}; it must be like 640x480")
     check_writable(target)
+    check_writable(plot)
     from retalk_models.engine import check_choice
 
     check_choice(engine or "talkin", device or "auto")
-    from server.bench import measure, save, table
+    from server.bench import measure, measure_capacity, save, table
 
+    if capacity:
+        from server import capacity as climbing
+
+        with progress("bench", "sessions") as show:
+            figures = measure_capacity(
+                engine or "talkin",
+                device or "auto",
+                video,
+                voice,
+                (int(match[1]), int(match[2])),
+                MOST_SESSIONS if sessions == 1 else sessions,
+                seconds,
+                show,
+            )
+        climbing.table(figures["rows"])
+        if plot is not None:
+            climbing.plot(figures["rows"], f"{figures['engine']} on {figures['device']}, {size}", plot)
+        if target is not None:
+            save(figures, target)
+        return
     with progress("bench", "seconds") as show:
         figures = measure(
             engine or "talkin",

@@ -25,14 +25,13 @@ from stream.files import VideoFile
 from stream.material import Material, load_material
 from stream.media import PLAYOUT_RATE
 from stream.sample import sample_presenter
-from stream.scheduler import Scheduler
+from stream.scheduler import Scheduler, threads_for
 from stream.session import Session, SessionConfig
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_MOST_THREADS = 4
 _START_SIZE = (640, 480)
 _START_S = 2.0
 
@@ -45,8 +44,7 @@ class Streams:
 
     def __init__(self, engine: Engine, demand: Demand | None = None) -> None:
         self.engine = engine
-        # On the processor a window is one core's work; a GPU is one device, however many threads ask for it.
-        threads = 1 if engine.device.startswith("cuda") else min(_MOST_THREADS, _cores())
+        threads = threads_for(engine.device)
         self._runner = Scheduler(engine.name, workers=threads)
         self._files = ThreadPoolExecutor(1, "presenter-check")
         self.demand = demand
@@ -120,7 +118,3 @@ def _measured(engine: Engine) -> Demand:
         grey = Picture.from_rgb(np.full((_START_SIZE[1], _START_SIZE[0], 3), 128, np.uint8))
         material = Material([grey], 25.0, np.zeros(PLAYOUT_RATE, np.int16))
     return measure_demand(engine, material)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -23,7 +23,7 @@ from stream.frames import picture_of
 from stream.material import VOICE_CHUNK, Material
 from stream.media import PLAYOUT_RATE, AudioFrame, DubbedFrame
 from stream.runner import InlineRunner
-from stream.scheduler import Scheduler
+from stream.scheduler import Scheduler, threads_for
 from stream.session import Session, SessionConfig
 from stream.stats import Recent, SessionStats, Spread
 
@@ -186,7 +186,7 @@ async def _measure_live(
     warm_up_s: float,
     on_progress: Callable[[float], None],
 ) -> Live:
-    runner = Scheduler()
+    runner = Scheduler(workers=threads_for(engine.device))
     config = _config(adaptive=True, budget_us=budget_us)
     sessions = [Session(config, engine, clock=MonotonicClock(), runner=runner) for _ in range(count)]
     viewers = [session.hub.subscribe(codec) for session in sessions]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,12 @@ T = TypeVar("T")
 
 _COMPANY_S = 0.010
 _OPENING_DUE_S = 1.0
+_MOST_THREADS = 4
+
+
+def threads_for(device: str) -> int:
+    """How many threads an engine gets: a window is one core's work, a GPU is one device whoever asks it."""
+    return 1 if device.startswith("cuda") else min(_MOST_THREADS, len(os.sched_getaffinity(0)))
 
 
 class EngineStuck(RuntimeError):

@@ -28,6 +28,7 @@ class Spread:
     p50: float = 0.0
     p95: float = 0.0
     max: float = 0.0
+    p99: float = 0.0
 
 
 class Recent:
@@ -51,8 +52,8 @@ class Recent:
         if not self._values:
             return Spread()
         values = np.array(self._values)
-        p50, p95 = np.percentile(values, (50, 95))
-        return Spread(float(p50), float(p95), float(values.max()))
+        p50, p95, p99 = np.percentile(values, (50, 95, 99))
+        return Spread(float(p50), float(p95), float(values.max()), float(p99))
 
 
 @dataclass(frozen=True, slots=True)
