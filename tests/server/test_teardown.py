@@ -1,0 +1,21 @@
+"""What is left of clients that died."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.server.churn import churn
+from tests.server.conftest import StartServer
+
+
+@pytest.mark.parametrize("deaths", [8])
+async def test_clients_that_die_leave_nothing_behind(start_server: StartServer, deaths: int) -> None:
+    """benchmarks/churn.py does it 200 times."""
+    server = await start_server(silence_timeout_s=1.0, idle_timeout_s=0.3, handshake_timeout_s=3.0)
+    before, after = await churn(server, deaths)
+    print(before, after)
+    assert after.tasks <= before.tasks
+    assert after.threads <= before.threads
+    assert after.descriptors <= before.descriptors
+    # A session's voice alone is 3 MB; the allocator's own ups and downs are less.
+    assert after.memory_mb - before.memory_mb < 1.5 * deaths
