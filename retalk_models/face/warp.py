@@ -137,6 +137,8 @@ def warp_field(
     corners = (after[active] - (box.left - 0.5, box.top - 0.5)) / step - 0.5
     # A triangle seen from behind lies under its neighbours; the bridge over shut lips has no front.
     kept = _turn(corners) * facing >= 0
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    kept &= ((high > -1) & (low < (columns, rows))).all(axis=1)
     active, corners = active[kept], corners[kept]
     index = _rasterise(corners, rows, columns)
     offsets = _interpolate(corners, (before - after)[active], index)
@@ -191,7 +193,7 @@ def _interpolate(corners: NDArray[np.float64], values: NDArray[np.float64], inde
     rise1, rise2 = values[:, 1] - values[:, 0], values[:, 2] - values[:, 0]
     columns_of = [first, shift1, second, shift2, values[:, 0], rise1, rise2]
     table = np.concatenate([np.concatenate(columns_of, axis=1), np.zeros((1, 12))]).astype(np.float32)
-    cell = table[index]
+    cell = table.take(index, axis=0)
     rows, columns = index.shape
     x = np.arange(columns, dtype=np.float32)[None, :]
     y = np.arange(rows, dtype=np.float32)[:, None]

@@ -157,7 +157,7 @@ def build(entries: Sequence[ClipEntry], tracks: Path, out: Path, basis: Expressi
             arrays[f"neutral.{entry.name}"] = neutral
             start += len(planes)
             print(f"{entry.name}: {len(planes)} crops", flush=True)
-    np.savez(out / "points.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(out / "points.npz", **arrays)
     described.write_text(json.dumps({"key": key, "total": start, "clips": clips}), encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from copy import copy
 from hashlib import sha256
 from importlib.resources import files
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -23,10 +24,11 @@ from retalk_models.face.composite import composite
 from retalk_models.face.speaking import SpeakingGates
 from retalk_models.face.timing import FrameSteps, StageClock
 from retalk_models.face.watch import FaceWatch, Sighting
-from retalk_models.picture import F32
+from retalk_models.picture import F32, Picture
 from retalk_models.talkin.basis import WEIGHTS_FILE as BASIS_FILE
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.choice import AHEAD
+from retalk_models.talkin.enhance import RENDERER_FILE, Enhancement, NetRenderer, Renderer
 from retalk_models.talkin.net import LOOK_AHEAD, Expression, SpeechToExpression
 from retalk_models.talkin.net import WEIGHTS_FILE as NET_FILE
 from retalk_models.talkin.references import MouthReferences
@@ -36,7 +38,10 @@ from retalk_models.talkin.target import TargetGeometry
 _VISIBLE = 0.004
 """A dub weaker than this cannot be seen, so the frame is left alone."""
 
-_STAGES = ("track", "expression", "render", "composite")
+RENDERED = False
+"""Whether the rendering net has a say in what is shown."""
+
+_STAGES = ("track", "expression", "render", "composite", "enhance")
 
 
 class ExpressionStream(Protocol):
@@ -56,28 +61,44 @@ class Speech(Protocol):
 
 
 class TalkinEngine:
-    """The loaded weights, shared by all sessions; runs on the processor alone."""
+    """The loaded weights, shared by all sessions.
 
-    def __init__(self, speech: Speech, basis: ExpressionBasis, weights: Mapping[str, str]) -> None:
+    renderer: the rendering net; without it a dub is the warp alone.
+    """
+
+    def __init__(
+        self,
+        speech: Speech,
+        basis: ExpressionBasis,
+        weights: Mapping[str, str],
+        renderer: Renderer | None = None,
+        device: str = "cpu",
+    ) -> None:
         self._speech, self._basis, self._weights = speech, basis, dict(weights)
+        self._renderer, self._device = renderer, device
 
     @classmethod
-    def load(cls, device: str = "auto") -> TalkinEngine:
+    def load(
+        cls, device: str = "auto", rendered: bool = RENDERED, renderer: Path | None = None
+    ) -> TalkinEngine:
         """Load the bundled weights.
 
-        device: "auto", "cpu" or "cuda[:N]". This engine's nets are so small that the processor is the
-        fastest place for them; a CUDA device is checked for all the same, so that a wrong name is noticed.
+        device: "auto", "cpu" or "cuda[:N]", of the rendering net; "auto" is CUDA where there is one. All else
+        is so small that the processor is the fastest place for it.
+        rendered: whether the rendering net runs at all. renderer: its weights, in place of the bundled ones.
         Raises ValueError for a device that is not there, WeightsError for weights that are damaged.
         """
-        _check_device(device)
+        place = _check_device(device)
         speech, basis = SpeechToExpression.load(), ExpressionBasis.load()
         if speech.size != basis.size:
             raise ValueError(f"{NET_FILE} speaks {speech.size} coefficients, {BASIS_FILE} draws {basis.size}")
+        names = (
+            (BASIS_FILE, NET_FILE, RENDERER_FILE) if rendered and renderer is None else (BASIS_FILE, NET_FILE)
+        )
         folder = files("retalk_models").joinpath("weights")
-        hashes = {
-            name: sha256(folder.joinpath(name).read_bytes()).hexdigest() for name in (BASIS_FILE, NET_FILE)
-        }
-        return cls(speech, basis, hashes)
+        hashes = {name: sha256(folder.joinpath(name).read_bytes()).hexdigest() for name in names}
+        net = NetRenderer(place, renderer) if rendered else None
+        return cls(speech, basis, hashes, net, place if rendered else "cpu")
 
     @property
     def name(self) -> str:
@@ -85,7 +106,7 @@ class TalkinEngine:
 
     @property
     def device(self) -> str:
-        return "cpu"
+        return self._device
 
     @property
     def look_ahead_us(self) -> int:
@@ -102,12 +123,17 @@ class TalkinEngine:
         return other
 
     def open_session(self, options: EngineOptions) -> TalkinSession:
-        return TalkinSession(self._speech.open_stream(), self._basis, options)
+        return TalkinSession(self._speech.open_stream(), self._basis, options, self._renderer)
 
 
-def _check_device(device: str) -> None:
-    if device in ("auto", "cpu"):
-        return
+def _check_device(device: str) -> str:
+    """The device's name as torch takes it."""
+    if device == "cpu":
+        return device
+    if device == "auto":
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
     kind, colon, number = device.partition(":")
     if kind != "cuda" or (colon and not number.isdecimal()):
         raise ValueError(f"unknown device {device!r}; it must be auto, cpu or cuda[:N]")
@@ -116,16 +142,24 @@ def _check_device(device: str) -> None:
     count = torch.cuda.device_count()
     if int(number or 0) >= count:
         raise ValueError(f"device {device!r} is not there; CUDA devices found: {count}; use auto or cpu")
+    return device
 
 
 class TalkinSession:
     """One session's face, voice and references. Used by one thread at a time."""
 
-    def __init__(self, stream: ExpressionStream, basis: ExpressionBasis, options: EngineOptions) -> None:
+    def __init__(
+        self,
+        stream: ExpressionStream,
+        basis: ExpressionBasis,
+        options: EngineOptions,
+        renderer: Renderer | None = None,
+    ) -> None:
         self._stream = stream
+        self._enhancement = Enhancement(renderer) if renderer is not None else None
         self._geometry = TargetGeometry(basis)
         self._references = MouthReferences()
-        self._watch = FaceWatch(self._geometry, self._references.reset)
+        self._watch = FaceWatch(self._geometry, self._forget)
         self._gates = SpeakingGates(options.idle)
         self._epoch: int | None = None
         self._heard_until = 0
@@ -147,9 +181,14 @@ class TalkinSession:
     def close(self) -> None:
         if not self._closed:
             self._watch.close()
-            self._references.reset()
+            self._forget()
             self._drawing = None
         self._closed = True
+
+    def _forget(self) -> None:
+        self._references.reset()
+        if self._enhancement is not None:
+            self._enhancement.reset()
 
     def _hear(self, window: EngineWindow) -> None:
         if window.epoch != self._epoch or window.voice_start != self._heard_until:
@@ -182,7 +221,25 @@ class TalkinSession:
         with clock.stage("composite"):
             fine = rung < Rung.NO_ENHANCEMENT
             picture = composite(frame.picture, drawing.field, drawing.mouth, drawing.opacity, fine)
+        if self._enhancement is not None:
+            with clock.stage("enhance"):
+                self._enhance(self._enhancement, frame.picture, picture, sighting, drawing, rung)
         return EngineOutput(picture, sighting.state, drawing.field.box, strength)
+
+    def _enhance(
+        self,
+        enhancement: Enhancement,
+        own: Picture,
+        dubbed: Picture,
+        sighting: Sighting,
+        drawing: Drawing,
+        rung: Rung,
+    ) -> None:
+        face, neutral, target = sighting.face, self._geometry.neutral, drawing.target
+        if rung >= Rung.NO_ENHANCEMENT or face is None or neutral is None or target is None:
+            enhancement.pause()
+            return
+        enhancement(own, dubbed, face, target, neutral, drawing.field, drawing.opacity)
 
     def _foreseen(self, frame: EngineFrame, voice: float, elapsed_s: float) -> list[float]:
         """Apertures that the voice will ask for in the next frames, as far as it is known by now."""
@@ -213,6 +270,8 @@ class TalkinSession:
             return None
         if sighting.tracked:
             self._references.observe(frame.picture, face, teeth_plane(face, neutral), light, elapsed_s)
+            if self._enhancement is not None:
+                self._enhancement.observe(frame.picture, face, neutral, elapsed_s)
         if strength < _VISIBLE:
             return None
         target = self._geometry.target(face, spoken, strength)

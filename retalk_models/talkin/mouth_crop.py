@@ -160,14 +160,15 @@ def warp_places(source: F32, target: F32, depth: F32) -> F32:
     source, target: (478, 2) the reference's and the target's points, both in crop samples. depth: (478,).
     """
     columns, rows = np.meshgrid(np.arange(SIDE, dtype=np.float32), np.arange(SIDE, dtype=np.float32))
-    places = np.stack([columns, rows], axis=-1)
-    field = warp_field(source, target, depth, (SIDE, SIDE), feather=2.0)
+    places: F32 = np.asarray(np.stack([columns, rows], axis=-1), np.float32)
+    # On every other sample: the map is smooth but for the lips' edge, which the crop itself shows no finer.
+    side = SIDE // 2
+    field = warp_field((source - 0.5) / 2, (target - 0.5) / 2, depth, (side, side), feather=1.0)
     if field is None:
         return places
-    box = field.box
-    size = (box.width, box.height)
-    offsets = cv2.resize(field.offsets, size, interpolation=cv2.INTER_LINEAR)
-    places[box.top : box.bottom, box.left : box.right] += offsets
+    left, top, right, bottom = (2 * edge for edge in field.box)
+    offsets = cv2.resize(2 * field.offsets, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+    places[top:bottom, left:right] += offsets
     return places
 
 
@@ -187,12 +188,13 @@ def tone_shift(first: U8, second: U8, reach: F32) -> F32:
 
 
 def net_input(context: U8, first: U8, second: U8, drawn: U8, reach: F32) -> F32:
-    """(CHANNELS, SIDE, SIDE) as the net takes it: about -1..1, the context blanked where it is to be drawn.
+    """(SIDE, SIDE, CHANNELS) as the net takes it: about -1..1, the context blanked where it is to be drawn.
 
     context: the frame. first: its own face, moved and filled. second: another view of the person, moved.
     drawn: outlines of the target.
     """
     pictures = np.concatenate([context, first, second, drawn], axis=-1).astype(np.float32)
-    pictures = pictures / 127.5 - 1
-    pictures[..., :3] *= (reach <= 0.01)[..., None]
-    return np.ascontiguousarray(pictures.transpose(2, 0, 1), np.float32)
+    pictures *= np.float32(1 / 127.5)
+    pictures -= 1
+    pictures[reach > 0.01, :3] = 0
+    return pictures

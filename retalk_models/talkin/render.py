@@ -23,11 +23,15 @@ _EDGE_SOFTNESS = 0.007
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawing:
-    """What is to be laid into a frame: the face's motion and the inside of the mouth with its opacity."""
+    """What is to be laid into a frame: the face's motion and the inside of the mouth with its opacity.
+
+    target: the geometry that it was drawn for, where it was drawn for this very frame.
+    """
 
     field: WarpField
     mouth: Patch | None
     opacity: float
+    target: TargetFace | None = None
 
     def shifted(self, shift: F32, frame_size: tuple[int, int]) -> Drawing | None:
         """The same drawing moved by whole pairs of pixels; None where it would leave the frame."""
@@ -91,4 +95,4 @@ def draw(
             for texture, weight in chosen
         ]
         mouth = mix_patches([(patch, weight) for patch, weight in patches if patch is not None])
-    return Drawing(field, mouth, strength)
+    return Drawing(field, mouth, strength, target)

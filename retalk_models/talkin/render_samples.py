@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from retalk_models.face.align import mouth_light
 from retalk_models.face.composite import composite
@@ -256,7 +257,8 @@ def stacked(samples: Sequence[Sample]) -> dict[str, F32]:
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2) / 127.5 - 1)
 
     def masks(name: str) -> F32:
-        return np.stack([getattr(one, name) for one in samples]).astype(np.float32)[:, None] / 255
+        values = np.stack([getattr(one, name) for one in samples]).astype(np.float32)
+        return np.asarray(values[:, None] / 255, np.float32)
 
     out = {name: pictures(name) for name in ("context", "first", "second", "drawn")}
     return out | {name: masks(name) for name in ("reach", "lips")}
@@ -267,7 +269,7 @@ def varied(batch: dict[str, F32], rng: np.random.Generator) -> dict[str, F32]:
     out = dict(batch)
     pairs = len(batch["context"]) // 2
 
-    def per_pair(values: F32) -> F32:
+    def per_pair(values: NDArray[np.float64]) -> F32:
         return np.repeat(values.astype(np.float32), 2, axis=0)
 
     mirror = np.repeat(rng.random(pairs) < 0.5, 2)

@@ -11,9 +11,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retalk_models.talkin.enhance import RENDERER_FILE
 from retalk_models.talkin.mouth_crop import CHANNELS, SIDE
-
-WEIGHTS_FILE = "talkin_renderer.safetensors"
 
 WIDTHS = (24, 48, 80, 96)
 """Channels at a half, a quarter, an eighth and a sixteenth of the crop's side."""
@@ -73,6 +72,11 @@ class RenderNet(nn.Module):
         return torch.softmax(out[:, :3], 1), first + out[:, 3:]
 
 
+def placed(net: RenderNet, device: str) -> RenderNet:
+    """The net on a device, laid out as convolutions are fastest."""
+    return net.to(torch.device(device)).to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+
+
 def compose(value: Tensor, gates: Tensor, synthesis: Tensor) -> Tensor:
     """(n, 3, SIDE, SIDE) the picture that the gates make of a net's input and its synthesis."""
     return gates[:, :1] * value[:, 3:6] + gates[:, 1:2] * value[:, 6:9] + gates[:, 2:] * synthesis
@@ -108,7 +112,7 @@ def load_net(path: Path | None = None) -> RenderNet:
     Raises ValueError for another net's file.
     """
     if path is None:
-        data = files("retalk_models").joinpath("weights", WEIGHTS_FILE).read_bytes()
+        data = files("retalk_models").joinpath("weights", RENDERER_FILE).read_bytes()
     else:
         data = path.read_bytes()
     tensors = {name: value.float() for name, value in load(data).items()}
@@ -117,5 +121,5 @@ def load_net(path: Path | None = None) -> RenderNet:
         net = RenderNet(widths)
         net.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{path or WEIGHTS_FILE}: these are no weights of the rendering net") from error
+        raise ValueError(f"{path or RENDERER_FILE}: these are no weights of the rendering net") from error
     return net.eval()

@@ -24,8 +24,9 @@ from retalk_models.picture import F32
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.corpus import read_catalogue
 from retalk_models.talkin.crop_corpus import CropClip, build, read
+from retalk_models.talkin.enhance import RENDERER_FILE
 from retalk_models.talkin.render_samples import Sample, SampleSource, inputs, stacked, varied
-from retalk_models.talkin.rendernet import WEIGHTS_FILE, RenderNet, compose, save_net
+from retalk_models.talkin.rendernet import RenderNet, compose, placed, save_net
 from retalk_models.talkin.train_expression import HELD_OUT
 
 CHECKPOINT_S = 120.0
@@ -96,7 +97,7 @@ def tensors(batch: dict[str, F32], device: str) -> dict[str, Tensor]:
 class Scores:
     """Means over samples, of what the net draws and of the first warp alone.
 
-    PSNR in dB, on luma, on the lips and on all that is drawn; SSIM on luma; sharpness and flicker as ratios to
+    PSNR in dB, on luma, on the lips and on all that is drawn; SSIM on luma; sharpness and flicker over
     the truth's.
     """
 
@@ -186,7 +187,7 @@ class Trainer:
         self.source = SampleSource([one for one in clips if one.person not in recipe.held_out])
         held_out = [one for one in clips if one.person in recipe.held_out]
         self.test = SampleSource(held_out).fixed(8, 1) if held_out else []
-        self.net = (start or RenderNet()).to(device, memory_format=torch.channels_last).train()
+        self.net = placed(start or RenderNet(), device).train()
         self.average = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
         self.optimizer = torch.optim.AdamW(self.net.parameters(), recipe.rate, weight_decay=recipe.decay)
         self.step = 0
@@ -227,7 +228,7 @@ class Trainer:
         """The net with its weights averaged over the last steps."""
         net = RenderNet(self.net.widths)
         net.load_state_dict(self.average)
-        return net.to(self.device, memory_format=torch.channels_last).eval()
+        return placed(net, self.device).eval()
 
     def _score(self) -> None:
         scores = evaluate(self.averaged(), self.test, self.device)
@@ -278,7 +279,7 @@ class Trainer:
             part,
         )
         part.replace(self._checkpoint)
-        save_net(self.averaged(), self.out / WEIGHTS_FILE)
+        save_net(self.averaged(), self.out / RENDERER_FILE)
 
     def _resume(self) -> None:
         if not self._checkpoint.is_file():
@@ -318,7 +319,7 @@ def main() -> None:
     (options.out / "report.json").write_text(
         json.dumps({"recipe": asdict(recipe), "losses": trainer.losses}, indent=1), encoding="utf-8"
     )
-    print(f"wrote {options.out / WEIGHTS_FILE}")
+    print(f"wrote {options.out / RENDERER_FILE}")
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def test_stages_are_timed() -> None:
     shown = frames(swaying(3))
     result = engine.process(EngineWindow(shown, np.zeros(5000, np.float32), 0, 0))
     engine.close()
-    assert set(result.stage_ms) == {"track", "expression", "render", "composite"}
+    assert set(result.stage_ms) == {"track", "expression", "render", "composite", "enhance"}
     assert result.stage_ms["track"] > 0
     assert result.stage_ms["composite"] > 0
 
