@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from retalk_models.picture import F32, Box, Picture
@@ -54,12 +55,27 @@ class EngineOptions:
 
     patient: there is time for everything, so the same input must give the same output: nothing is left to be
     ready when it is ready.
+    person: weights adapted to the person shown, see `person_file`; for engines that have such.
     """
 
     idle: Idle = Idle.SOURCE
     seed: int = 0
     template: Template = Template.NEUTRAL
     patient: bool = False
+    person: Path | None = None
+
+
+def person_file(video: Path) -> Path:
+    """Where weights adapted to the person in a video are kept: beside it."""
+    return video.with_name(video.name + ".renderer.safetensors")
+
+
+def adapted(video: Path | None) -> Path | None:
+    """The adapted weights beside a video, None where there are none."""
+    if video is None:
+        return None
+    kept = person_file(video)
+    return kept if kept.is_file() else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -346,6 +346,15 @@ def train_expression(context: typer.Context) -> None:
     run()
 
 
+@train.command("renderer", context_settings=OWN_OPTIONS)
+def train_renderer(context: typer.Context) -> None:
+    """Train the rendering net, or fine-tune it on a presenter's own clip (options: --help)."""
+    from retalk_models.talkin.train_renderer import main as run
+
+    sys.argv = ["retalk train renderer", *context.args]
+    run()
+
+
 @train.command("basis", context_settings=OWN_OPTIONS)
 def train_basis(context: typer.Context) -> None:
     """Learn the linear lip and jaw basis that expressions are coefficients of (options: --help)."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from retalk_models.engine import Engine, load_engine
+from retalk_models.engine import Engine, adapted, load_engine
 from retalk_models.picture import Picture
 from server.bench import SAMPLE_SPEECH
 from server.hosted import SessionPlan
@@ -62,6 +62,7 @@ class Streams:
             latency_budget_us=plan.latency_budget_ms * 1000,
             idle=plan.idle,
             mark=plan.mark,
+            person=adapted(plan.presenter),
         )
         return Session(config, self.engine, clock=MonotonicClock(), runner=self._runner)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from retalk_models.engine import Engine, Idle, Template, load_engine
+from retalk_models.engine import Engine, Idle, Template, adapted, load_engine
 from stream.clock import Clock, MonotonicClock, VirtualClock
 from stream.errors import InputError
 from stream.files import AudioFile, VideoFile
@@ -68,6 +68,7 @@ def dub(
             mark=mark,
             seed=seed,
             template=Template(template),
+            person=adapted(source),
             adaptive=realtime,
             figures_kept=_FIGURES,
         )

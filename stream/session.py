@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from retalk_models.engine import Engine, EngineOptions, Idle, Template
 from retalk_models.picture import Picture
@@ -40,6 +41,7 @@ class SessionConfig:
     voice_shift_us: S of the time model; None for look-ahead plus slack (live), 0 for files.
     adaptive: whether playout delay and quality follow the load; off for files.
     engine_timeout_us: an engine that has not answered for so long has failed.
+    person: weights adapted to the person shown, None for the bundled ones.
     mark: whether the visible "made by a machine" mark is drawn.
     source_frames: how many frames may wait to be taken. figures_kept: values that percentiles are made of.
     """
@@ -54,6 +56,7 @@ class SessionConfig:
     mark: bool = True
     seed: int = 0
     template: Template = Template.NEUTRAL
+    person: Path | None = None
     adaptive: bool = True
     engine_timeout_us: int = 2_000_000
     source_frames: int = 8
@@ -119,7 +122,9 @@ class Session:
             finish=_mark() if config.mark else None,
         )
         self._ladder = QualityLadder(fixed=not config.adaptive)
-        options = EngineOptions(config.idle, config.seed, config.template, patient=not config.adaptive)
+        options = EngineOptions(
+            config.idle, config.seed, config.template, patient=not config.adaptive, person=config.person
+        )
         self._link = EngineLink(clock, self._bell, runner, engine, options, config.engine_timeout_us)
         self._stop = asyncio.Event()
         self._finished = asyncio.Event()

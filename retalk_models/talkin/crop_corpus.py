@@ -85,13 +85,15 @@ def _neutral(track: ClipTrack, basis: ExpressionBasis) -> F32:
     return identity.neutral
 
 
-def _crops_of(entry: ClipEntry, track: ClipTrack, neutral: F32) -> tuple[list[U8], list[F32], list[int]]:
+def _crops_of(
+    entry: ClipEntry, track: ClipTrack, neutral: F32, most: int
+) -> tuple[list[U8], list[F32], list[int]]:
     planes: list[U8] = []
     points: list[F32] = []
     numbers: list[int] = []
     with av.open(str(entry.path)) as container:
         for number, frame in enumerate(container.decode(video=0)):
-            if number >= min(len(track.points), _FRAMES_PER_CLIP):
+            if number >= min(len(track.points), most):
                 break
             found = track.points[number]
             if not np.isfinite(found[0, 0]):
@@ -114,13 +116,19 @@ def _even(width: int, height: int) -> bool:
     return width % 2 == 0 and height % 2 == 0
 
 
-def build(entries: Sequence[ClipEntry], tracks: Path, out: Path, basis: ExpressionBasis) -> None:
+def build(
+    entries: Sequence[ClipEntry],
+    tracks: Path,
+    out: Path,
+    basis: ExpressionBasis,
+    most: int = _FRAMES_PER_CLIP,
+) -> None:
     """Cut all clips' crops into out/crops.u8 and describe them in out/crops.json and out/points.npz.
 
-    Does nothing where they are there and were made of these clips.
+    most: frames of a clip. Does nothing where they are there and were made of these clips.
     """
     key = hashlib.sha256(
-        json.dumps([CROP_SIDE, CROP_SPAN, _FRAMES_PER_CLIP, [one.name for one in entries]]).encode()
+        json.dumps([CROP_SIDE, CROP_SPAN, most, [one.name for one in entries]]).encode()
     ).hexdigest()
     described = out / "crops.json"
     if described.is_file() and json.loads(described.read_text(encoding="utf-8"))["key"] == key:
@@ -135,7 +143,7 @@ def build(entries: Sequence[ClipEntry], tracks: Path, out: Path, basis: Expressi
             if not track.found.any() or not _even(track.width, track.height):
                 continue
             neutral = _neutral(track, basis)
-            planes, points, numbers = _crops_of(entry, track, neutral)
+            planes, points, numbers = _crops_of(entry, track, neutral, most)
             if len(planes) < 30:
                 continue
             for one in planes:

@@ -123,7 +123,10 @@ class TalkinEngine:
         return other
 
     def open_session(self, options: EngineOptions) -> TalkinSession:
-        return TalkinSession(self._speech.open_stream(), self._basis, options, self._renderer)
+        renderer = self._renderer
+        if renderer is not None and options.person is not None:
+            renderer = NetRenderer(self._device, options.person)
+        return TalkinSession(self._speech.open_stream(), self._basis, options, renderer)
 
 
 def _check_device(device: str) -> str:

@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ _POOL = 700
 """Pairs kept drawn: drawing costs a fifth of a step, so a pair is seen a few times, never twice alike."""
 
 _SCORE_EVERY = 250
+
+ADAPT_STEPS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +182,14 @@ class Trainer:
         out: Path,
         device: str = "cpu",
         start: RenderNet | None = None,
+        tests_per_clip: int = 8,
     ) -> None:
         self.recipe, self.out, self.device = recipe, out, device
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self.source = SampleSource([one for one in clips if one.person not in recipe.held_out])
         held_out = [one for one in clips if one.person in recipe.held_out]
-        self.test = SampleSource(held_out).fixed(8, 1) if held_out else []
+        self.test = SampleSource(held_out).fixed(tests_per_clip, 1) if held_out else []
         self.net = placed(start or RenderNet(), device).train()
         self.average = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
         self.optimizer = torch.optim.AdamW(self.net.parameters(), recipe.rate, weight_decay=recipe.decay)
@@ -293,19 +296,90 @@ class Trainer:
         print(f"going on from step {self.step}", flush=True)
 
 
+def report(trainer: Trainer, clips: Sequence[CropClip]) -> None:
+    """Write what the run was and came to: report.json, card.md, and curves.png where matplotlib is there."""
+    recipe, out = trainer.recipe, trainer.out
+    learnt = [one.name for one in clips if one.person not in recipe.held_out]
+    scores = [{"step": step, **asdict(one)} for step, one in trainer.scores]
+    content = {"recipe": asdict(recipe), "clips": learnt, "losses": trainer.losses, "scores": scores}
+    (out / "report.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    lines = [
+        f"Seed {recipe.seed}, {recipe.steps} steps of {2 * recipe.pairs} crops, {len(learnt)} clips.",
+        f"Never learnt from, and measured on: {', '.join(recipe.held_out)}.",
+        "Licence: the weights saw the footage of these clips, identifiable people among it; see the catalogue.",
+        "",
+        "| step | " + " | ".join(one.name for one in fields(Scores)) + " |",
+        "|---" * (len(fields(Scores)) + 1) + "|",
+    ]
+    for step, one in trainer.scores:
+        lines.append(f"| {step} | " + " | ".join(f"{value:.3f}" for value in asdict(one).values()) + " |")
+    (out / "card.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _draw_curves(trainer)
+
+
+def _draw_curves(trainer: Trainer) -> None:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no curves.png: matplotlib is not installed (it comes with retalk[train])", flush=True)
+        return
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    losses = np.array(trainer.losses)
+    wide = min(50, max(1, len(losses)))
+    left.plot(np.convolve(losses, np.ones(wide) / wide, "valid"))
+    left.set(xlabel="step", ylabel=f"loss, mean of {wide}")
+    steps = [step for step, _ in trainer.scores]
+    right.plot(steps, [one.lips_psnr for _, one in trainer.scores], label="net")
+    right.plot(steps, [one.lips_psnr_warp for _, one in trainer.scores], label="warp")
+    right.set(xlabel="step", ylabel="dB on the lips, held-out people")
+    right.legend()
+    figure.savefig(trainer.out / "curves.png", dpi=100)
+
+
+def _adapt(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    from retalk_models.talkin.adapt_renderer import adapt
+
+    try:
+        gain = adapt(
+            options.adapt,
+            options.cache,
+            options.out,
+            options.steps or ADAPT_STEPS,
+            options.seed,
+            options.device,
+        )
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    before, after = gain.before, gain.after
+    print(f"held-back frames: lips {before.lips_psnr:.2f} -> {after.lips_psnr:.2f} dB, ", end="")
+    print(f"ssim {before.ssim:.3f} -> {after.ssim:.3f}")
+    print(f"wrote {gain.kept}" if gain.kept is not None else "not better on them: nothing was kept")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--clips", type=Path, required=True, help="folder with clips.csv and train/")
+    parser.add_argument("--clips", type=Path, help="folder with clips.csv and train/")
     parser.add_argument(
         "--cache", type=Path, required=True, help="folder that keeps tracked landmarks and crops"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, checkpoints and reports")
-    parser.add_argument("--steps", type=int, default=Recipe().steps)
+    parser.add_argument("--steps", type=int, help=f"{Recipe().steps}, or {ADAPT_STEPS} with --adapt")
     parser.add_argument("--seed", type=int, default=Recipe().seed)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda[:N]")
+    parser.add_argument(
+        "--adapt", type=Path, metavar="CLIP", help="fine-tune on this presenter's clip instead"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.adapt is not None:
+        _adapt(parser, options)
+        return
+    if options.clips is None:
+        parser.error("--clips is missing; it must name the folder with clips.csv, or give --adapt CLIP")
     try:
         entries = read_catalogue(options.clips, "train")
     except FileNotFoundError as error:
@@ -313,12 +387,10 @@ def main() -> None:
     build(entries, options.cache / "tracks", options.cache / "renderer" / "crops", ExpressionBasis.load())
     clips = read(options.cache / "renderer" / "crops")
     print(f"{len(clips)} clips, {sum(len(one.numbers) for one in clips)} crops", flush=True)
-    recipe = replace(Recipe(), seed=options.seed, steps=options.steps)
+    recipe = replace(Recipe(), seed=options.seed, steps=options.steps or Recipe().steps)
     trainer = Trainer(recipe, clips, options.out, options.device)
     trainer.train()
-    (options.out / "report.json").write_text(
-        json.dumps({"recipe": asdict(recipe), "losses": trainer.losses}, indent=1), encoding="utf-8"
-    )
+    report(trainer, clips)
     print(f"wrote {options.out / RENDERER_FILE}")
 
 

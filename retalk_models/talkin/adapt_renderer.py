@@ -1,0 +1,94 @@
+"""Fine-tune the rendering net on one presenter's own clip, and keep it only where held-back frames say so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from retalk_models.engine import person_file
+from retalk_models.talkin.basis import ExpressionBasis
+from retalk_models.talkin.corpus import ClipEntry
+from retalk_models.talkin.crop_corpus import CropClip, build, read
+from retalk_models.talkin.rendernet import load_net, save_net
+from retalk_models.talkin.train_renderer import Recipe, Scores, Trainer, evaluate
+
+_HELD_BACK = 0.3
+"""The clip's last part, by which the gain is measured."""
+
+_LEAST_FRAMES = 150
+_MOST_FRAMES = 1500
+_HELD_BACK_NAME = "held back"
+
+_LEAST_GAIN_DB = 0.1
+"""Less on the lips is not worth another file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Scores on the clip's held-back frames. kept: where the weights lie, None where they were not better."""
+
+    before: Scores
+    after: Scores
+    kept: Path | None
+
+
+def adaptation_recipe(steps: int, seed: int) -> Recipe:
+    """Gentle: the net knows mouths already and is to learn one."""
+    return replace(
+        Recipe(),
+        seed=seed,
+        steps=steps,
+        rate=4e-4,
+        average=0.98,
+        held_out=(_HELD_BACK_NAME,),
+    )
+
+
+def split(clip: CropClip) -> list[CropClip]:
+    """The clip's first part to learn from, and its last to measure by, ten frames apart."""
+    count = len(clip.numbers)
+    cut = round((1 - _HELD_BACK) * count)
+    return [_frames(clip, "own", slice(0, cut)), _frames(clip, _HELD_BACK_NAME, slice(cut + 10, count))]
+
+
+def _frames(clip: CropClip, person: str, frames: slice) -> CropClip:
+    return replace(
+        clip,
+        person=person,
+        planes=clip.planes[frames],
+        points=clip.points[frames],
+        poses=clip.poses[frames],
+        numbers=clip.numbers[frames],
+        openings=clip.openings[frames],
+    )
+
+
+def adapt(video: Path, cache: Path, out: Path, steps: int, seed: int, device: str = "cpu") -> Gain:
+    """Fine-tune on a clip and store the result beside it where it is better there than the bundled net.
+
+    Raises FileNotFoundError for a clip that is not there, ValueError for one with too few frames of a face.
+    """
+    if not video.is_file():
+        raise FileNotFoundError(f"{video}: no such file; --adapt takes a clip of the presenter")
+    entry = ClipEntry(video, None, False)
+    crops = out / "crops"
+    build([entry], cache / "tracks", crops, ExpressionBasis.load(), _MOST_FRAMES)
+    clips: Sequence[CropClip] = read(crops)
+    count = len(clips[0].numbers) if clips else 0
+    if count < _LEAST_FRAMES:
+        raise ValueError(f"{video}: a face in {count} frames; --adapt needs {_LEAST_FRAMES} or more")
+    net = load_net()
+    trainer = Trainer(adaptation_recipe(steps, seed), split(clips[0]), out, device, net, tests_per_clip=24)
+    before = evaluate(load_net().to(device), trainer.test, device)
+    trainer.train()
+    adapted = trainer.averaged()
+    after = evaluate(adapted, trainer.test, device)
+    better = after.lips_psnr - before.lips_psnr >= _LEAST_GAIN_DB and after.ssim >= before.ssim
+    kept = person_file(video) if better else None
+    if kept is not None:
+        save_net(adapted, kept)
+    report = {"before": asdict(before), "after": asdict(after), "kept": better, "steps": steps, "seed": seed}
+    (out / "adaptation.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return Gain(before, after, kept)
