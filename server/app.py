@@ -396,6 +396,8 @@ def serve(settings: Settings) -> None:
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE,
         log_config=None,
+        # Its notes of sockets that were accepted hold their whole addresses, tokens included.
+        log_level="warning",
         access_log=False,
         lifespan="on",
         timeout_graceful_shutdown=5,

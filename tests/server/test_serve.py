@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from websockets.sync.client import connect
 
 PROGRAM = """
 import asyncio, sys
 from server import app
+from server.console import configure_logging
 from server.settings import load_settings
 from server.streams import Streams
 from tests.server.engines import PatchEngine
@@ -24,6 +26,7 @@ from tests.server.engines import PatchEngine
 async def load(settings):
     return Streams(PatchEngine())
 
+configure_logging("debug")
 app.create_app.__defaults__ = (load,)
 app.serve(load_settings(overrides={"port": int(sys.argv[1]), "host": sys.argv[2], "drain_timeout_s": 10}))
 """
@@ -95,3 +98,24 @@ def test_a_port_that_is_taken_is_an_error_in_words(repository: Path) -> None:
         with serving(repository, port) as process:
             said, _ = process.communicate(timeout=30)
     assert f"SettingsError: cannot listen on 127.0.0.1:{port}: Address already in use; " in said
+
+
+def test_a_token_never_appears_in_the_log(repository: Path) -> None:
+    port = free_port()
+    with (
+        serving(repository, port) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
+        ready(http)
+        given = http.post("/v1/sessions", json={"consent": True}).json()
+        for what in ("voice", "signal"):
+            url = f"ws://127.0.0.1:{port}{given['urls'][what]}?token={given['token']}"
+            with connect(url) as socket:
+                socket.send("{}")
+                socket.recv()
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=20)
+    assert "serving on" in said
+    assert given["id"][:6] in said
+    assert given["token"] not in said
+    assert given["id"] not in said
