@@ -395,6 +395,8 @@ def serve(settings: Settings) -> None:
         loop="uvloop",
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE,
+        # Nobody may make a little of the network into a lot of work: a message is as large as it was sent.
+        ws_per_message_deflate=False,
         log_config=None,
         # Its notes of sockets that were accepted hold their whole addresses, tokens included.
         log_level="warning",

@@ -119,3 +119,17 @@ def test_a_token_never_appears_in_the_log(repository: Path) -> None:
     assert given["id"][:6] in said
     assert given["token"] not in said
     assert given["id"] not in said
+
+
+def test_a_compressed_message_cannot_stall_the_server(repository: Path) -> None:
+    port = free_port()
+    with (
+        serving(repository, port) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
+        ready(http)
+        url = f"ws://127.0.0.1:{port}/v1/sessions/none/voice"
+        with connect(url, compression="deflate") as socket:
+            assert socket.protocol.extensions == []
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
