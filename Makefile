@@ -1,4 +1,4 @@
-# make setup | run | test | lint | sample-speech | clean
+# make setup | run | test | test-gfpgan | lint | sample-speech | clean
 #
 # A clean clone must serve within three minutes on two cores, so `make run` installs only what serving needs, and
 # two pip processes share the cores: torch with its own requirements, and the rest from a complete list. Byte code is
@@ -15,8 +15,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 RUN := $(VENV)/.run.stamp
 DEV := $(VENV)/.dev.stamp
+GFPGAN ?= .venv-gfpgan
 
-.PHONY: setup run test lint sample-speech clean
+.PHONY: setup run test test-gfpgan lint sample-speech clean
 .DELETE_ON_ERROR:
 
 setup: $(RUN) $(DEV)
@@ -26,6 +27,10 @@ run: $(RUN)
 
 test: $(RUN) $(DEV)
 	$(BIN)/python -m pytest $(TESTS)
+
+# GFPGAN and what it drags in stay out of the product's environment, and so out of its tests.
+test-gfpgan: $(GFPGAN)/.stamp
+	$(GFPGAN)/bin/python -m pytest -c tests/gfpgan/pytest.ini tests/gfpgan
 
 lint: $(RUN) $(DEV)
 	$(BIN)/ruff check .
@@ -38,7 +43,7 @@ sample-speech: $(RUN)
 	$(BIN)/python benchmarks/sample_speech.py
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(GFPGAN) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(RUN): requirements/torch.txt requirements/run.txt pyproject.toml
 	@test -n '$(PYTHON)' || { echo 'make: no python3 found; install Python 3.11 or newer' >&2; exit 1; }
@@ -59,4 +64,12 @@ $(DEV): $(RUN) requirements/dev.txt
 	@tools/system-package 'command -v chromium chromium-browser google-chrome google-chrome-stable' chromium fonts-dejavu-core
 	@tools/system-package '$(BIN)/playwright --version' libatomic1
 	@tools/system-package 'command -v espeak-ng' espeak-ng
+	@touch $@
+
+$(GFPGAN)/.stamp: requirements/torch.txt requirements/gfpgan.txt
+	@echo 'Setting up $(GFPGAN) ...'
+	$(PYTHON) -m venv $(GFPGAN)
+	$(GFPGAN)/bin/pip install --quiet --disable-pip-version-check --no-compile -r requirements/torch.txt
+	$(GFPGAN)/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --no-build-isolation \
+		-r requirements/gfpgan.txt
 	@touch $@

@@ -159,12 +159,8 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("gfpgan", "basicsr", "facexlib"))
 
 
-def load_gfpgan(path: Path, device: torch.device) -> Restores:
-    """GFPGAN v1.3 from its official file through the `gfpgan` package.
-
-    Raises TensorFileError for a file that is not what it should be, and RestorationError where the package
-    does not import.
-    """
+def gfpgan_net() -> torch.nn.Module:
+    """GFPGAN v1.3's net from the package, untrained. Raises RestorationError where that does not import."""
     with _bridged():
         try:
             from gfpgan.archs.gfpganv1_clean_arch import GFPGANv1Clean
@@ -185,6 +181,16 @@ def load_gfpgan(path: Path, device: torch.device) -> Restores:
         narrow=1,
         sft_half=True,
     )
+    return net
+
+
+def load_gfpgan(path: Path, device: torch.device) -> Restores:
+    """GFPGAN v1.3 from its official file through the `gfpgan` package.
+
+    Raises TensorFileError for a file that is not what it should be, and RestorationError where the package
+    does not import.
+    """
+    net = gfpgan_net()
     state = read_tensors(path, ("params_ema", "params"))
     wanted = {
         key: TensorSpec(tuple(tensor.shape), tensor.is_floating_point())

@@ -30,6 +30,10 @@ DAMPING = (
     (r"to_rgbs\.\d+\.modulated_conv\.weight$", 0.05),
     (r"bn3\.weight$", 0.3),
     (r"final_layers\.\d\.weight$", 0.2),
+    (r"condition_scale\.\d+\.2\.weight$", 0.03),
+    (r"condition_shift\.\d+\.2\.weight$", 0.05),
+    (r"conv_body_up\.\d+\.(conv2|skip)\.weight$", 0.5),
+    (r"stylegan_decoder\.to_rgb1\.modulated_conv\.weight$", 0.05),
 )
 POWER_ITERATIONS = 12
 
@@ -50,7 +54,8 @@ def tensor_of(key: str, shape: tuple[int, ...]) -> Tensor:
     if leaf == "running_var":
         return 1 + 0.1 * z.abs()
     if leaf == "bias":
-        return 1 + 0.1 * z if key.endswith("modulation.bias") else 0.05 * z
+        near_one = key.endswith("modulation.bias") or re.search(r"condition_scale\.\d+\.2\.bias$", key)
+        return 1 + 0.1 * z if near_one else 0.05 * z
     if shape == (1,):
         return torch.zeros(1)
     damping = next((factor for pattern, factor in DAMPING if re.search(pattern, key)), 1.0)
