@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import deque
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 MAX_CHUNK = 64 * 1024
 MAX_TEXT = 4096
+MAX_HELD = 4 * 1024 * 1024
+"""Bytes of samples that a client may send beyond its credit; they wait here, so that reading never stops."""
+
 REPORT_INTERVAL_S = 0.1
 LEAST_GRANT_MS = 100
 ROUND_OFF_MS = 20
@@ -83,15 +88,35 @@ class Refusal(Exception):
         self.error = error
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Samples that the voice had no room for when they came; none at all for the end of an utterance."""
+
+    samples: NDArray[Any]
+    form: VoiceFormat
+    at_us: int | None
+
+    @property
+    def milliseconds(self) -> float:
+        return _milliseconds(self.samples, self.form)
+
+
 class VoiceSocket:
-    """One client that speaks. A later one takes the voice over; so does a client that reconnects."""
+    """One client that speaks. A later one takes the voice over; so does a client that reconnects.
+
+    The socket is read without a pause, or an interruption would wait behind the very speech that it is to
+    silence. After an interruption, whoever asked for it, nothing is speech until the client begins anew.
+    """
 
     def __init__(self, socket: WebSocket, session: HostedSession) -> None:
         self._socket = socket
         self._session = session
         self._start: Start | None = None
         self._outstanding_ms = 0.0
-        self._room = asyncio.Event()
+        self._held: deque[_Held] = deque()
+        self._held_bytes = 0
+        self._epoch = self._told = session.voice.epoch
+        self._silenced = False
         self._rest = b""
         self._at_us: int | None = None
 
@@ -123,7 +148,7 @@ class VoiceSocket:
             if event.get("text") is not None:
                 await self._control(str(event["text"]))
             else:
-                await self._speak(event.get("bytes") or b"")
+                self._hear(event.get("bytes") or b"")
 
     async def _control(self, text: str) -> None:
         if len(text) > MAX_TEXT:
@@ -133,10 +158,12 @@ class VoiceSocket:
         except ValidationError as error:
             problem = first_problem(list(error.errors()))
             raise _bad(POLICY, "bad_header", f"the message cannot be used: {problem}") from None
+        self._notice_interruption()
         match header:
             case Start():
                 self._start = header
                 self._rest = b""
+                self._silenced = False
                 await self._send(self._credit())
             case At():
                 if self._session.plan.policy is not Policy.ALIGNED:
@@ -144,43 +171,74 @@ class VoiceSocket:
                 self._rest = b""
                 self._at_us = round(header.ms * 1000)
             case Interrupt():
-                self._rest = b""
-                self._at_us = None
-                self._session.interrupt()
-                self._room.set()
+                # Whoever has lost the voice has nothing left to silence but somebody else's speech.
+                if self._session.holds_voice(self):
+                    self._session.interrupt()
+                await self._tell_interruption()
             case Finish():
                 self._rest = b""
-                self._session.voice.end()
+                if not self._silenced:
+                    self._held.append(_Held(np.zeros(0, np.int16), VoiceFormat(), None))
+                    self._advance()
 
-    async def _speak(self, data: bytes) -> None:
+    def _hear(self, data: bytes) -> None:
         if self._start is None:
             raise _bad(POLICY, "no_start", "samples came before a start message")
         if len(data) > MAX_CHUNK:
             raise _bad(POLICY, "chunk_too_large", f"a binary message is longer than {MAX_CHUNK} bytes")
+        self._notice_interruption()
         samples, self._rest = _samples(self._rest + data, self._start)
         form = VoiceFormat(self._start.rate, self._start.channels)
-        milliseconds = len(samples) / form.channels * 1000 / form.rate
-        self._outstanding_ms = max(0.0, self._outstanding_ms - milliseconds)
-        # Not reading on is what holds a client that sends beyond its credit: TCP stops it.
-        while True:
-            self._room.clear()
+        self._outstanding_ms = max(0.0, self._outstanding_ms - _milliseconds(samples, form))
+        if self._silenced or not samples.size:
+            return
+        self._held.append(_Held(samples, form, self._at_us))
+        self._held_bytes += samples.nbytes
+        self._at_us = None
+        self._advance()
+        if self._held_bytes > MAX_HELD:
+            raise _bad(POLICY, "credit_exceeded", f"more than {MAX_HELD} bytes were sent beyond the credit")
+
+    def _advance(self) -> None:
+        """Give the voice what it has room for."""
+        voice = self._session.voice
+        while self._held:
+            first = self._held[0]
             try:
-                self._session.voice.push(samples, form, at_us=self._at_us if samples.size else None)
-                self._at_us = None if samples.size else self._at_us
-                return
+                if first.samples.size:
+                    voice.push(first.samples, first.form, at_us=first.at_us)
+                else:
+                    voice.end()
             except VoiceFull:
-                epoch = self._session.voice.epoch
-            await self._room.wait()
-            if self._session.voice.epoch != epoch:
-                return  # interrupted while it waited: these samples are of the past
+                return
+            self._held.popleft()
+            self._held_bytes -= first.samples.nbytes
+
+    def _notice_interruption(self) -> None:
+        """Drop what was not said yet where anybody has interrupted the voice since this was last asked."""
+        if self._session.voice.epoch == self._epoch:
+            return
+        self._epoch = self._session.voice.epoch
+        self._silenced = True
+        self._held.clear()
+        self._held_bytes = 0
+        self._rest = b""
+        self._at_us = None
+
+    async def _tell_interruption(self) -> None:
+        self._notice_interruption()
+        if self._told != self._epoch:
+            self._told = self._epoch
+            await self._send({"type": "interrupted", "epoch": self._epoch})
 
     async def _report(self) -> None:
         buffered_before = 0
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
-            self._room.set()
+            await self._tell_interruption()
+            self._advance()
             voice = self._session.voice
-            buffered = voice.buffered_ms()
+            buffered = voice.buffered_ms() + self._held_ms()
             if buffered or buffered_before:
                 await self._send(
                     {
@@ -192,11 +250,15 @@ class VoiceSocket:
                     }
                 )
             buffered_before = buffered
-            if self._start is not None and self._owed() >= LEAST_GRANT_MS:
+            if self._start is not None and not self._silenced and self._owed() >= LEAST_GRANT_MS:
                 await self._send(self._credit())
 
+    def _held_ms(self) -> int:
+        return int(sum(held.milliseconds for held in self._held))
+
     def _owed(self) -> int:
-        return int(self._session.voice.credit_ms() - ROUND_OFF_MS - self._outstanding_ms)
+        room = self._session.voice.credit_ms() - self._held_ms()
+        return int(room - ROUND_OFF_MS - self._outstanding_ms)
 
     def _credit(self) -> dict[str, Any]:
         more = max(0, self._owed())
@@ -229,6 +291,10 @@ class _Over(Exception):
 
 def _bad(close_code: int, code: str, message: str) -> Refusal:
     return Refusal(close_code, ApiError(400, code, message, f"send {START_HINT}"))
+
+
+def _milliseconds(samples: NDArray[Any], form: VoiceFormat) -> float:
+    return len(samples) / form.channels * 1000 / form.rate
 
 
 def _samples(data: bytes, start: Start) -> tuple[NDArray[Any], bytes]:

@@ -79,6 +79,7 @@ export class Session extends EventTarget {
       if (mine()) this.#emit("voice", { .../** @type {CustomEvent} */ (event).detail, speaking: true });
     });
     utterance.addEventListener("finished", () => mine() && this.#spoken("finished"));
+    utterance.addEventListener("interrupted", () => mine() && this.#spoken("interrupted"));
     utterance.addEventListener("replaced", () => mine() && this.#spoken("replaced"));
     utterance.addEventListener("refused", (event) => {
       if (!mine()) return;

@@ -52,7 +52,8 @@ export async function fetchSample(signal) {
  * One utterance on one voice socket, sent only as fast as the server gives credit.
  *
  * Events: `progress` (detail: {playedMs, totalMs}), `finished` when the last sample was heard,
- * `refused` (detail: what the server said), `replaced` when another speaker took the voice over, `lost` when the socket closes before either.
+ * `refused` (detail: what the server said), `replaced` when another speaker took the voice over, `interrupted` when another participant
+ * silenced it, `lost` when the socket closes before either.
  */
 export class Utterance extends EventTarget {
   #creditMs = 0;
@@ -107,7 +108,7 @@ export class Utterance extends EventTarget {
     if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
-  /** @param {"finished" | "lost" | "replaced"} event */
+  /** @param {"finished" | "interrupted" | "lost" | "replaced"} event */
   #finish(event) {
     this.close();
     this.dispatchEvent(new Event(event));
@@ -122,6 +123,8 @@ export class Utterance extends EventTarget {
       this.#pump();
     } else if (message.type === "playhead") {
       this.#heard(message.buffered_ms);
+    } else if (message.type === "interrupted") {
+      this.#finish("interrupted");
     } else if (message.type === "error") {
       this.close();
       this.dispatchEvent(new CustomEvent("refused", { detail: message }));

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+import websockets
 from numpy.typing import NDArray
 
 from server.errors import ApiError
@@ -108,26 +110,70 @@ async def test_an_interruption_silences_and_counts(server: LiveServer) -> None:
         await until(lambda: server.registry.find(session.id, session.token).voice.epoch == 2)
 
 
-async def test_a_client_beyond_its_credit_is_held_back_and_loses_nothing(server: LiveServer) -> None:
+@pytest.mark.parametrize("way", ["voice", "signal"])
+async def test_an_interruption_silences_a_voice_that_overran_its_credit(server: LiveServer, way: str) -> None:
+    session = await server.create()
+    voice = server.registry.find(session.id, session.token).voice
+    second = np.full(24_000, 900, "<i2").tobytes()
+    async with session.socket("voice") as socket, session.socket("signal") as signal:
+        await socket.send(json.dumps(START))
+        for _ in range(40):
+            await socket.send(second)
+        await until(lambda: voice.credit_ms() < 1000)
+        assert (await next_of(socket, "playhead"))["buffered_ms"] > 25_000
+        await (socket if way == "voice" else signal).send('{"type":"interrupt"}')
+        assert (await next_of(socket, "interrupted"))["epoch"] == 1
+        # Nor does anything speak that was still under way, however late it comes.
+        await socket.send(second)
+        await socket.send('{"type":"end"}')
+        for _ in range(3):
+            await session.about()
+            await asyncio.sleep(0.15)
+            assert voice.buffered_ms() < 60
+        await socket.send(json.dumps(START))
+        assert (await next_of(socket, "credit"))["ms"] > 5000
+        await socket.send(second)
+        assert (await next_of(socket, "playhead"))["buffered_ms"] > 500
+        assert voice.epoch == 1
+
+
+async def test_what_a_client_sends_beyond_its_credit_is_heard_in_its_turn(server: LiveServer) -> None:
     session = await server.create()
     voice = server.registry.find(session.id, session.token).voice
     async with session.socket("voice") as socket:
         await socket.send(json.dumps({**START, "rate": 8000}))
-        second = np.full(8000, 900, "<i2").tobytes()
-
-        async def flood() -> None:
-            for _ in range(40):
-                await socket.send(second)
-
-        flooding = asyncio.create_task(flood())
+        for _ in range(25):
+            await socket.send(np.full(8000, 900, "<i2").tobytes())
+        await socket.send('{"type":"end"}')
         await until(lambda: voice.credit_ms() < 1000)
-        await asyncio.sleep(0.3)
-        assert voice.buffered_ms() <= 31_000
-        # An interruption makes room, and what was waiting belonged to the past.
-        await server.http.get("/healthz")
-        server.registry.find(session.id, session.token).interrupt()
-        await until(lambda: voice.epoch == 1 and voice.buffered_ms() > 1000)
-        flooding.cancel()
+        begun = voice.written - voice.buffered_ms() * 48
+        await until(lambda: voice.written - begun >= 24.9 * 48_000, 15)
+
+
+async def test_a_client_far_beyond_its_credit_is_refused(server: LiveServer) -> None:
+    session = await server.create()
+    async with session.socket("voice") as socket:
+        await socket.send(json.dumps(START))
+        with contextlib.suppress(websockets.ConnectionClosed):
+            for _ in range(200):
+                await socket.send(bytes(60_000))
+        assert (await next_of(socket, "error"))["error"]["code"] == "credit_exceeded"
+        assert await closed_with(socket) == 1008
+    assert (await session.about())["state"] == "waiting"
+
+
+async def test_a_speaker_who_was_replaced_cannot_silence_its_successor(server: LiveServer) -> None:
+    session = await server.create()
+    hosted = server.registry.find(session.id, session.token)
+    async with session.socket("voice") as first:
+        await first.send(json.dumps(START))
+        await next_of(first, "credit")
+        hosted.claim_voice(self := object())
+        with contextlib.suppress(websockets.ConnectionClosed):
+            await first.send('{"type":"interrupt"}')
+        assert await closed_with(first) == 1001
+        assert hosted.holds_voice(self)
+        assert hosted.voice.epoch == 0
 
 
 async def test_the_last_to_speak_has_the_voice(server: LiveServer) -> None:
