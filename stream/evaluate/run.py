@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -47,7 +46,7 @@ class Options:
 
     dubs: a folder of dubs made elsewhere, SOURCE__VOICE.mp4; nothing is dubbed then. against: an earlier
     report.json whose means are shown beside. baseline: also dub with a loudness-driven mouth.
-    keep: leave the dubs in the report's folder.
+    keep: write the dubs into dubs/ in the report's folder, and leave them there.
     """
 
     engine: Engine | str = "talkin"
@@ -71,15 +70,18 @@ def evaluate(where: Path, out: Path, options: Options, progress: Progress | None
     engine = load_engine(chosen, options.device) if isinstance(chosen, str) else chosen
     work = _Work(engine, SyncMeter.load(), options, progress, 2 * len(clips) + len(clips) ** 2)
     subjects = [work.done(subject(clip)) for clip in clips]
-    with tempfile.TemporaryDirectory(prefix=".dubs-", dir=out) as folder:
+    with tempfile.TemporaryDirectory(prefix=".dubs-", dir=out) as scratch:
+        folder = Path(scratch)
+        if options.keep and options.dubs is None:
+            # There at once and not at the end: an evaluation that is cut short leaves what --dubs can use.
+            folder = out / "dubs"
+            folder.mkdir(exist_ok=True)
         pairs, figures = [], []
         for source, voice in product(subjects, subjects):
-            pair, figure = work.pair(source, voice, Path(folder))
+            pair, figure = work.pair(source, voice, folder, Path(scratch))
             pairs.append(pair)
             figures.append(work.done(figure))
         rebuilt = {one.label: work.done(work.rebuild(one)) for one in subjects}
-        if options.keep and options.dubs is None:
-            _keep(Path(folder), out / "dubs")
     report: dict[str, Any] = {
         "engine": engine.name,
         "device": engine.device,
@@ -123,7 +125,9 @@ class _Work:
             return None
         return rebuild(self._engine, one)
 
-    def pair(self, source: Subject, voice: Subject, folder: Path) -> tuple[dict[str, Any], Figure]:
+    def pair(
+        self, source: Subject, voice: Subject, folder: Path, scratch: Path
+    ) -> tuple[dict[str, Any], Figure]:
         """One ordered pair: its figures for the report, and its plots and sheets."""
         name = dub_name(source.label, voice.label)
         drawn: dict[str, Any] | None = None
@@ -140,7 +144,7 @@ class _Work:
         lips, tracks = score_lips(track(path).lips(), source, voice, self.meter)
         written = PictureMeter(source.tracked.points)
         columns, worst = _look(path, source, tracks, written)
-        loud = self._loudness(source, voice, folder / "loud.mp4")
+        loud = self._loudness(source, voice, scratch / "loud.mp4")
         row = {
             "source": source.label,
             "voice": voice.label,
@@ -287,9 +291,3 @@ def _make_folder(out: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(out, f"no report can be written there ({reason})", "name another folder") from None
-
-
-def _keep(folder: Path, kept: Path) -> None:
-    kept.mkdir(exist_ok=True)
-    for path in sorted(folder.iterdir()):
-        shutil.move(str(path), str(kept / path.name))
