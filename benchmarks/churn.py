@@ -13,7 +13,7 @@ from server.settings import Settings
 from tests.server.churn import Held, churn
 from tests.server.conftest import running
 
-SETTINGS = Settings(max_sessions=8, silence_timeout_s=1.0, idle_timeout_s=0.3, handshake_timeout_s=5.0)
+SETTINGS = Settings(max_sessions=8, silence_timeout_s=1.0, idle_timeout_s=3.0, handshake_timeout_s=5.0)
 
 
 async def measure(deaths: int) -> tuple[Held, Held]:

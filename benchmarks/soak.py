@@ -3,8 +3,8 @@
 Starts `retalk serve`, opens sessions whose source is a small film that loops, speaks over their voice sockets
 without end, and watches each over WebRTC. Every ten seconds it takes the server's resident memory, threads,
 descriptors and processor time, and each session's added latency. Prints the slope of each with its 95 %
-confidence interval, from means over five minutes, since neighbouring samples are alike: a slope whose interval holds zero
-is none.
+confidence interval, from means over five minutes, since neighbouring samples are alike: a slope whose
+interval holds zero is none.
 
     python -m benchmarks.soak CLIP VOICE [--minutes 30] [--sessions 2] [--size 320x180] [--json FILE]
 """
@@ -17,6 +17,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,9 @@ def write_film(material: Material, path: Path) -> None:
         out.mux(video.encode(None))
 
 
-async def speak(socket: ClientConnection, material: Material) -> None:
-    """Say the voice over and over, as far as the server gives credit."""
+async def speak(socket: ClientConnection, chunks: Iterator[NDArray[np.int16]]) -> None:
+    """Say 48 kHz speech, as far as the server gives credit."""
     await socket.send(json.dumps({"type": "start", "rate": 48_000, "channels": 1, "format": "s16le"}))
-    chunks = material.chunks()
     credit_ms = 0
     async for text in socket:
         message = json.loads(text)
@@ -98,7 +98,7 @@ async def watch(address: str, given: dict[str, Any], peer: RTCPeerConnection) ->
 
 
 def ws(address: str, given: dict[str, Any], what: str) -> str:
-    return address.replace("http", "ws") + given["urls"][what] + "?token=" + given["token"]
+    return f"{address.replace('http', 'ws')}{given['urls'][what]}?token={given['token']}"
 
 
 async def forget(watcher: Watcher) -> None:
@@ -118,7 +118,7 @@ async def soak(address: str, server: psutil.Process, material: Material, minutes
         watchers = [Watcher(peer) for peer in peers]
         held = [await watch(address, each, peer) for each, peer in zip(given, peers, strict=True)]
         voices = [await connect(ws(address, each, "voice"), max_size=None) for each in given]
-        beside = [asyncio.create_task(speak(voice, material)) for voice in voices]
+        beside = [asyncio.create_task(speak(voice, material.chunks())) for voice in voices]
         beside += [asyncio.create_task(forget(watcher)) for watcher in watchers]
         beside += [asyncio.create_task(drain(socket)) for socket in held]
         began = time.monotonic()
@@ -164,6 +164,8 @@ def slope(seconds: NDArray[np.float64], values: NDArray[np.float64]) -> dict[str
         block = np.arange(kept.sum())  # too short a run for blocks: say what can be said
     x = np.array([seconds[kept][block == b].mean() for b in sorted(set(block))]) / 3600
     y = np.array([values[kept][block == b].mean() for b in sorted(set(block))])
+    if np.ptp(y) == 0:
+        return {"per_hour": 0.0, "low": 0.0, "high": 0.0, "mean": float(y[0])}
     fit = stats.linregress(x, y)
     reach = float(stats.t.ppf(0.975, len(x) - 2) * fit.stderr)
     return {

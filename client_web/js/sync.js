@@ -7,8 +7,8 @@
  */
 
 const STEP_MS = 250;
-/** What sound takes from its buffer to the ear beyond what a picture takes to the eye. */
-const SOUND_CARD_MS = 10;
+/** What a picture takes from its buffer to the eye beyond what sound takes to the ear: decoding and drawing. */
+const DRAWING_MS = 10;
 const LONGEST_MS = 500;
 
 export class LipSync {
@@ -30,7 +30,7 @@ export class LipSync {
     const wait = await this.#soundWaits();
     const video = this.#receiver("video");
     if (wait === null || !video || !("jitterBufferTarget" in video)) return;
-    video.jitterBufferTarget = Math.min(LONGEST_MS, Math.round(wait + SOUND_CARD_MS));
+    video.jitterBufferTarget = Math.min(LONGEST_MS, Math.max(0, Math.round(wait - DRAWING_MS)));
   }
 
   /** @returns {Promise<number | null>} mean time in ms that the last sounds waited in their buffer */
