@@ -190,6 +190,8 @@ async def measure(
         await voice.close()
         await http.delete(given["urls"]["session"], headers={"Authorization": f"Bearer {given['token']}"})
     skews = np.concatenate([skews_ms(each) for each in taken])
+    if not skews.size:
+        raise RuntimeError(f"no dubbed picture was seen by {viewers} viewers of {codec}")
     p5, p50, p95 = np.percentile(skews, (5, 50, 95))
     return {
         "codec": taken[0]["codec"],

@@ -2,9 +2,9 @@
 
 Both get the same voice at its own pace, and a model that takes the same time per frame; nothing else is done.
 The other design is simulated in steps of a millisecond, as its published sources have it: 20 ms chunks are
-taken from a queue with 10 ms of patience, beyond which silence is made up; 32 of them make a batch of 16 frames, with
-ten chunks of look-ahead; two batches may wait for the model, 32 frames behind it and 100 before playout; the
-taker sleeps for 0.8 of what five or more waiting frames last.
+taken from a queue with 10 ms of patience, beyond which silence is made up; 32 of them make a batch of 16
+frames, with ten chunks of look-ahead; two batches may wait for the model, 32 frames behind it and 100 before
+playout; the taker sleeps for 0.8 of what five or more waiting frames last.
 
     python -m benchmarks.queues [--seconds 30] [--fps 120]
 """
