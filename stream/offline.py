@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from stream.errors import InputError
 from stream.files import AudioFile, VideoFile
 from stream.filesink import FileShape, FileSink
 from stream.media import PLAYOUT_RATE
+from stream.outputs import check_film, check_report, partial_beside
 from stream.presenter import FrameReader
 from stream.runner import EngineRunner, InlineRunner
 from stream.scheduler import Scheduler
@@ -58,10 +58,12 @@ def dub(
     OUT appears only when it is complete. Raises InputError for whatever is wrong with an input.
     """
     target, source, voice = Path(out), Path(video), Path(audio)
-    _check_target(target, source, voice)
+    check_film(target, (source, voice))
+    if report is not None:
+        check_report(Path(report), target, (source, voice))
     with VideoFile(source) as frames, AudioFile(voice) as sound:
         loaded = load_engine(engine, device) if isinstance(engine, str) else engine
-        partial = target.with_name(f".{target.stem}.{os.getpid()}.partial.mp4")
+        partial = partial_beside(target)
         config = SessionConfig(
             voice_shift_us=0,
             idle=Idle(idle),
@@ -79,7 +81,7 @@ def dub(
         finally:
             partial.unlink(missing_ok=True)
     if report is not None:
-        Path(report).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        _write(Path(report), json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -90,10 +92,20 @@ def _run(job: _Dub, target: Path) -> dict[str, Any]:
         fault = _first(error)
         # Inputs were opened and the engine's faults are caught: what is left to fail is writing.
         if isinstance(fault, OSError):
-            reason = fault.strerror or str(fault)
-            right = "free some space or choose another place"
-            raise InputError(target, f"it cannot be written ({reason})", right) from fault
+            raise _unwritten(target, fault) from fault
         raise fault from None
+
+
+def _write(report: Path, text: str) -> None:
+    try:
+        report.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _unwritten(report, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    return InputError(path, f"it cannot be written ({reason})", "free some space or choose another place")
 
 
 def _first(error: BaseException) -> BaseException:
@@ -101,17 +113,6 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _check_target(target: Path, *inputs: Path) -> None:
-    if target.suffix.lower() != ".mp4":
-        raise InputError(target, "the output is an MP4 file", "give it a name that ends in .mp4")
-    if not target.parent.is_dir():
-        raise InputError(target, "its folder does not exist", "create it first")
-    if target.is_dir() or not os.access(target.parent, os.W_OK):
-        raise InputError(target, "it cannot be written", "choose another place")
-    if any(path.exists() and target.exists() and path.samefile(target) for path in inputs):
-        raise InputError(target, "the output would replace an input", "give it another name")
 
 
 class _Dub:

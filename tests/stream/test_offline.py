@@ -166,7 +166,7 @@ def test_the_report_is_complete_and_written(tmp_path: Path) -> None:
     assert report["weights"] == {"none.safetensors": "0" * 64}
     assert report["rungs"] == {"full": 10}
     assert report["faces"] == {"tracked": 10}
-    assert set(report["stage_ms"]["fake"]) == {"p50", "p95", "max"}
+    assert set(report["stage_ms"]["fake"]) == {"p50", "p95", "p99", "max"}
 
 
 def test_the_same_input_gives_the_same_file(tmp_path: Path) -> None:
@@ -235,6 +235,34 @@ def test_a_senseless_target_is_refused_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=wrong):
             dub(video, audio, target, engine=FakeEngine())
     assert len(read_video(video)[1]) == 3
+
+
+@pytest.mark.parametrize("name", ["in.mp4", "in.wav", "out.mp4", "./out.mp4", "link.json", "hard.json"])
+def test_a_report_never_overwrites_an_input_or_the_film(tmp_path: Path, name: str) -> None:
+    video, audio, out = make(tmp_path)
+    (tmp_path / "link.json").symlink_to(out)
+    (tmp_path / "hard.json").hardlink_to(video)
+    before = video.read_bytes(), audio.read_bytes()
+    with pytest.raises(InputError, match="the report would replace"):
+        dub(video, audio, out, engine=FakeEngine(), report=f"{tmp_path}/{name}")
+    assert (video.read_bytes(), audio.read_bytes()) == before
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("report", ["/dev/full", "n" * 300])
+def test_a_report_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, report: str) -> None:
+    video, audio, out = make(tmp_path)
+    with pytest.raises(InputError, match="it cannot be written"):
+        dub(video, audio, out, engine=FakeEngine(), report=tmp_path / report)
+    assert not out.exists()
+
+
+def test_a_very_long_name_is_a_name_and_a_longer_one_is_refused(tmp_path: Path) -> None:
+    video, audio, _ = make(tmp_path)
+    dub(video, audio, tmp_path / ("n" * 250 + ".mp4"), engine=FakeEngine())
+    assert (tmp_path / ("n" * 250 + ".mp4")).is_file()
+    with pytest.raises(InputError, match="name too long"):
+        dub(video, audio, tmp_path / ("n" * 252 + ".mp4"), engine=FakeEngine())
 
 
 def test_real_time_takes_real_time_and_gives_the_same_frames(tmp_path: Path) -> None:
