@@ -86,7 +86,12 @@ def lay_in(planes: Planes, drawn: Tensor, mask: Tensor, strength: float) -> Tens
 def put_back(picture: Picture, box: Box, flat: Tensor) -> Picture:
     """A copy of the picture with the box's samples replaced by what `lay_in` gave."""
     out = picture.copy()
-    samples = flat.cpu().numpy()
+    if flat.is_cuda:
+        host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+        host.copy_(flat, non_blocking=True)
+        torch.cuda.current_stream(flat.device).synchronize()
+        flat = host
+    samples = flat.numpy()
     area = box.width * box.height
     half = (slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2))
     out.y[box.top : box.bottom, box.left : box.right] = samples[:area].reshape(box.height, box.width)

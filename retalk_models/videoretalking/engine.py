@@ -25,7 +25,7 @@ class VideoRetalkingEngine:
     """The loaded nets, shared by all sessions.
 
     Windows of several sessions make one batch. References are made on a thread of their own, on CUDA on a
-    stream of lower priority; a patient session makes them in place.
+    stream of its own; a patient session makes them in place.
     """
 
     def __init__(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,9 +59,13 @@ class FaceWork:
 
 
 class _Captured:
-    """A function of tensors of fixed shapes as a CUDA graph."""
+    """A function of tensors of fixed shapes as a CUDA graph.
 
-    def __init__(self, work: Callable[..., Tensor], examples: Sequence[Tensor]) -> None:
+    pool: memory that all graphs share. None runs while another's output is still to be read: outputs are
+    copied at once, in the same stream.
+    """
+
+    def __init__(self, work: Callable[..., Tensor], examples: Sequence[Tensor], pool: Any) -> None:
         self._inputs = [torch.zeros_like(example) for example in examples]
         side = new_stream(examples[0].device)
         side.wait_stream(torch.cuda.current_stream())
@@ -68,7 +74,7 @@ class _Captured:
                 work(*self._inputs)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._output = work(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -104,16 +110,18 @@ class Stages:
 
     def capture(self) -> None:
         """Capture both per-frame stages for every bucket. CUDA only."""
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.cuda.device(self.device):
+            pool = torch.cuda.graph_pool_handle()
+            # The largest first, whose memory then serves the rest.
             for count in reversed(BUCKETS):
                 mel = torch.zeros(count, 1, 80, 16, device=self.device)
                 masked = torch.zeros(count, 3, SIDE, SIDE, device=self.device)
                 features = torch.zeros(count, *FEATURES, dtype=self._lnet.encoder_dtype, device=self.device)
-                self._speak[count] = _Captured(self._spoken, (mel, masked, features))
+                self._speak[count] = _Captured(self._spoken, (mel, masked, features), pool)
                 low = torch.zeros(count, 3, SIDE // 4, SIDE // 4, device=self.device)
                 style = torch.zeros(count, STYLE, device=self.device)
                 noise = [torch.zeros(count, 1, size, size, device=self.device) for size in NOISE_SIZES]
-                self._enhance[count] = _Captured(self._enhanced, (low, style, *noise))
+                self._enhance[count] = _Captured(self._enhanced, (low, style, *noise), pool)
 
     # --- per reference
 
@@ -141,9 +149,11 @@ class Stages:
         """
         timer = _DeviceTimer(self.device)
         faces: list[Tensor] = []
-        for start in range(0, len(work), BUCKETS[-1]):
-            faces += self._speak_some(work[start : start + BUCKETS[-1]], timer)
-        return faces, timer.milliseconds()
+        # The current device is each thread's own, and graphs and events go by it.
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            for start in range(0, len(work), BUCKETS[-1]):
+                faces += self._speak_some(work[start : start + BUCKETS[-1]], timer)
+            return faces, timer.milliseconds()
 
     def _speak_some(self, work: Sequence[FaceWork], timer: _DeviceTimer) -> list[Tensor]:
         timer.begin()

@@ -24,10 +24,13 @@ from retalk_models.engine import (
     Rung,
     Template,
 )
-from retalk_models.picture import F32, Picture
+from retalk_models.face.geometry import Pose
+from retalk_models.picture import F32, Box, Picture
 from retalk_models.videoretalking.engine import VideoRetalkingEngine
+from retalk_models.videoretalking.references import FaceReferences, ReferenceMaker, SceneSource
 from retalk_models.videoretalking.session import VideoRetalkingSession
 from retalk_models.videoretalking.stages import BUCKETS, run_bucketed
+from tests.retalk_models.videoretalking import synthetic
 from tests.retalk_models.videoretalking.cheap import CheapStages
 from tests.retalk_models.videoretalking.clip import pictures
 
@@ -235,6 +238,25 @@ def test_live_frames_do_not_wait_for_d_net(face: list[Picture]) -> None:
     assert shown[1] == pytest.approx(shown[2] * 2 / 3, rel=0.01)
     assert shown[2] == shown[-1]
     session.close()
+
+
+def test_a_head_turned_too_far_for_d_net_is_its_own_reference(face: list[Picture]) -> None:
+    stages = CheapStages()
+    references = FaceReferences(ReferenceMaker(stages), None)
+    landmarks = synthetic.standard_points()[:, :2] * (90, -90) + (190, 190)
+    for yaw, made in ((0.5, "canonical"), (0.7, "reference"), (-0.7, "reference")):
+        turn = np.array(
+            [[np.cos(yaw), 0, -np.sin(yaw)], [0, 1, 0], [np.sin(yaw), 0, np.cos(yaw)]], np.float32
+        )
+        pose = Pose(turn, np.zeros(3, np.float32), 90.0)
+        assert pose.yaw == pytest.approx(yaw)
+        stages.asked.clear()
+        references.seek(SceneSource(face[0], landmarks, Box(90, 90, 290, 310), pose, Template.NEUTRAL))
+        assert made in stages.asked
+        assert ("canonical" in stages.asked) == (made == "canonical")
+        references.seek(SceneSource(face[0], landmarks, Box(90, 90, 290, 310), pose, Template.NEUTRAL))
+    use, count = references.take_use()
+    assert (use.hits, use.misses, count) == (3, 3, 3)
 
 
 def test_what_is_made_for_a_person_who_left_is_not_taken(face: list[Picture]) -> None:
