@@ -1,0 +1,86 @@
+"""The stages as the engine runs them: the fast way held to the nets as loaded, on a real face."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from retalk_models.face.tracker import FaceTracker
+from retalk_models.picture import Box
+from retalk_models.videoretalking.canvas import as_mask, blacken, face_picture, lay_in, put_back, upload
+from retalk_models.videoretalking.dnet import DNet
+from retalk_models.videoretalking.enet import ENet, draw_noise
+from retalk_models.videoretalking.files import Expressions, Nets
+from retalk_models.videoretalking.framing import shown_part
+from retalk_models.videoretalking.landmarks import sixty_eight
+from retalk_models.videoretalking.lnet import LNet
+from retalk_models.videoretalking.recon import CoefficientNet
+from retalk_models.videoretalking.stages import FaceWork, Stages
+from tests.retalk_models.videoretalking import synthetic
+from tests.retalk_models.videoretalking.clip import pictures
+from tests.retalk_models.videoretalking.test_fast import _half_products_as_devices_make_them, psnr
+
+__all__ = ["_half_products_as_devices_make_them"]
+
+CPU = torch.device("cpu")
+BOX = Box(120, 50, 360, 340)
+
+
+def test_the_fast_path_draws_what_the_nets_as_loaded_draw(
+    enhancer: tuple[LNet, ENet], dnet: DNet, coefficient_net: CoefficientNet, clips: Path
+) -> None:
+    zeros = np.zeros(64, np.float32)
+    lnet, enet = enhancer
+    nets = Nets(dnet, lnet, enet, coefficient_net, Expressions(zeros, zeros), synthetic.standard_points(), {})
+    (picture,) = pictures(clips / "open" / "o1_man_glasses_512.mp4", 1)
+    face = face_picture(upload(picture, BOX, CPU))
+    mel = torch.randn(1, 1, 80, 16, generator=torch.Generator().manual_seed(0))
+
+    def draw(stages: Stages) -> torch.Tensor:
+        work = FaceWork(mel, blacken(face), stages.reference(face), draw_noise(0))
+        faces, taken = stages.speak([work])
+        assert set(taken) == {"lip_sync", "enhancement"}
+        return faces[0].clamp(0, 1)
+
+    tracker = FaceTracker()
+    tracked = tracker.track(picture)
+    tracker.close()
+    assert tracked is not None
+    mask = as_mask(shown_part(sixty_eight(tracked.points), BOX), CPU)
+
+    def shown(drawn: torch.Tensor) -> torch.Tensor:
+        """What a viewer gets of the box: its luma."""
+        flat = lay_in(upload(picture, BOX, CPU), drawn, mask, 1.0)
+        return flat[: BOX.width * BOX.height].float() / 219
+
+    want = draw(Stages(nets, CPU, None))
+    # The fast path of CUDA is float16; a viewer's picture must hold in bfloat16 too, whose steps are eight
+    # times as coarse.
+    for dtype, bare in ((torch.float16, 40.0), (torch.bfloat16, 36.0)):
+        got = draw(Stages(copy.deepcopy(nets), CPU, dtype))
+        drawn, seen = psnr(got, want, 1.0), psnr(shown(got), shown(want), 1.0)
+        print(f"lip-sync and enhancement in {dtype}: drawn {drawn:.1f} dB, shown {seen:.1f} dB")
+        assert drawn >= bare
+        assert seen >= 40
+
+
+def test_what_the_mask_leaves_comes_back_to_the_sample(clips: Path) -> None:
+    (picture,) = pictures(clips / "open" / "o1_man_glasses_512.mp4", 1)
+    planes = upload(picture, BOX, CPU)
+    mask = torch.zeros(1, 1, 96, 96)
+    mask[:, :, 60:80, 30:60] = 1
+    out = put_back(picture, BOX, lay_in(planes, torch.zeros(1, 3, 384, 384), mask, 1.0))
+    rows, columns = np.nonzero(out.y != picture.y)
+    assert BOX.top + 0.6 * BOX.height < rows.min() < rows.max() < BOX.top + 0.86 * BOX.height
+    assert BOX.left + 0.29 * BOX.width < columns.min() < columns.max() < BOX.left + 0.65 * BOX.width
+    middle = out.y[BOX.top + 200 : BOX.top + 220, BOX.left + 100 : BOX.left + 120]
+    assert (middle == 16).all(), "black, in limited range"
+    whole = put_back(picture, BOX, lay_in(planes, face_picture(planes), torch.ones(1, 1, 96, 96), 1.0))
+    # Scaled there and back only: the colours are its own.
+    difference = np.abs(whole.planes.astype(int) - picture.planes.astype(int))
+    assert np.percentile(difference, 99) <= 8
+    same = put_back(picture, BOX, lay_in(planes, face_picture(planes), torch.ones(1, 1, 96, 96), 0.0))
+    assert np.array_equal(same.planes, picture.planes)
