@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -132,6 +132,28 @@ def dub(
             report=report,
         )
     print(f"{out}: {done['frames']} frames, {done['dubbed']} dubbed, in {done['wall_seconds']:.1f} s")
+    if not done["dubbed"]:
+        log.warning("no frame of %s was dubbed: %s", out, why_undubbed(done))
+        if done["faults"]:
+            raise typer.Exit(ExitCode.FAULT)
+
+
+def why_undubbed(report: dict[str, Any]) -> str:
+    """What most probably kept a dub from every frame, and what to do about it."""
+    if report["faults"]:
+        return f"the engine failed (faults: {report['faults']}), last with: {report['last_fault']}"
+    reasons = {
+        "none": "no face was found; show one from the front",
+        "small": "the face is too small; give a larger picture of it",
+        "profile": "the face is turned away; show it from the front",
+        "occluded": "the mouth is covered; show it whole",
+        "edge": "the face is cut off by the picture's edge; show it whole",
+    }
+    faces: dict[str, int] = report["faces"]
+    face = max(faces, key=lambda state: faces[state], default="late")
+    if face == "late":
+        return "no frame was ready in time; leave out --realtime"
+    return reasons.get(face, "no speech was heard; give a voice that speaks")
 
 
 @app.command()

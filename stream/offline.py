@@ -20,7 +20,7 @@ from stream.filesink import FileShape, FileSink
 from stream.media import PLAYOUT_RATE
 from stream.outputs import check_film, check_report, partial_beside
 from stream.presenter import FrameReader
-from stream.runner import EngineRunner, InlineRunner
+from stream.runner import EngineRunner, InlineRunner, PreparedRunner
 from stream.scheduler import Scheduler
 from stream.session import Session, SessionConfig
 from stream.stats import SessionStats, Spread
@@ -140,8 +140,19 @@ class _Dub:
         self._pts: dict[int, int] = {}
 
     async def run(self) -> dict[str, Any]:
+        if not self._realtime:
+            return await self._dub(InlineRunner())
+        scheduler = Scheduler("dub")
+        try:
+            # Time begins to pass when the engine is there to use it.
+            prepared = PreparedRunner(scheduler)
+            await prepared.prepare(self._engine, self._config.engine_options())
+            return await self._dub(prepared)
+        finally:
+            await scheduler.shutdown()
+
+    async def _dub(self, runner: EngineRunner) -> dict[str, Any]:
         clock: Clock = MonotonicClock() if self._realtime else VirtualClock()
-        runner: EngineRunner = Scheduler("dub") if self._realtime else InlineRunner()
         frames = self._frames
         shape = FileShape(
             frames.width,
@@ -168,8 +179,6 @@ class _Dub:
         finally:
             # While its file is still open: left to the collector, it would end on any thread, after that.
             self._sound.close()
-            if isinstance(runner, Scheduler):
-                await runner.shutdown()
         return self._report(stats, sink, time.perf_counter() - began)
 
     async def _feed(self, session: Session, sink: FileSink, clock: Clock) -> None:

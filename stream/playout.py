@@ -188,7 +188,8 @@ class Playout:
         counts = self._counts
         counts.late += late
         counts.stale += stale
-        counts.dubbed += dubbed
+        # A frame that the engine had, and left as it was, came in time and yet shows no dub.
+        counts.dubbed += dubbed and output is not None and output.region is not None and output.strength > 0
         counts.frames_out += 1
         counts.releases.add(now_us)
         counts.latency_ms.add((now_us - frame.arrived_us) / 1000)

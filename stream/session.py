@@ -72,6 +72,12 @@ class SessionConfig:
         if not 10_000 <= self.window_us <= 1_000_000:
             raise ValueError(f"window_us must be 10000..1000000, not {self.window_us}")
 
+    def engine_options(self) -> EngineOptions:
+        """What the session asks of its engine."""
+        return EngineOptions(
+            self.idle, self.seed, self.template, patient=not self.adaptive, person=self.person
+        )
+
 
 class Session:
     """One dubbed stream. Everything of it lives inside `run`; when that returns nothing of it is left.
@@ -122,9 +128,7 @@ class Session:
             finish=_mark() if config.mark else None,
         )
         self._ladder = QualityLadder(fixed=not config.adaptive)
-        options = EngineOptions(
-            config.idle, config.seed, config.template, patient=not config.adaptive, person=config.person
-        )
+        options = config.engine_options()
         self._link = EngineLink(clock, self._bell, runner, engine, options, config.engine_timeout_us)
         self._stop = asyncio.Event()
         self._finished = asyncio.Event()

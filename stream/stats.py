@@ -89,6 +89,7 @@ class SessionStats:
     added_latency_ms: release of a frame minus its arrival. skew_ms: audio time minus video time at release.
     stage_ms: per window, by stage: the engine's own, "queue" (waiting for it) and "encode".
     drops: frames that never came out, by where they were lost. rung_changes: the ladder's steps, by where to.
+    dubbed: frames that show a dub; the engine passes frames through too, by their face or a silent voice.
     late: frames whose dub was not ready when due; stale: whose dub was of an older epoch.
     engine_counts: what the engine counted, such as reference_hits and reference_misses.
     """

@@ -121,6 +121,36 @@ def test_a_dub_says_what_it_did_and_that_consent_was_given(inputs: Path, tmp_pat
     assert kinds == {"video": "h264", "audio": "aac"}
 
 
+def test_a_dub_without_any_dubbed_frame_says_so_in_one_line(inputs: Path, tmp_path: Path) -> None:
+    done = retalk("dub", "video.mp4", "voice.wav", "-o", tmp_path / "out.mp4", "--consent", cwd=inputs)
+    assert done.returncode == 0, done.stderr
+    assert ", 0 dubbed, in " in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if "was dubbed" in line]
+    assert "no face was found; show one from the front" in line
+
+
+def test_a_dub_whose_engine_failed_throughout_exits_with_1(inputs: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys, retalk_models.talkin.engine as engine\n"
+        "def process(self, window): raise RuntimeError('out of memory')\n"
+        "engine.TalkinSession.process = process\n"
+        "from server.cli import main\n"
+        "main()\n"
+    )
+    out = tmp_path / "out.mp4"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "dub", "video.mp4", "voice.wav", "-o", str(out), "--consent"],
+        cwd=inputs,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "last with: RuntimeError: out of memory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_dub_leaves_nothing_behind(
     inputs: Path, tmp_path: Path, signal_number: signal.Signals

@@ -43,7 +43,7 @@ def luma_of(picture: Picture) -> int:
 class FakeEngine:
     """Brightens BOX by 100 times the loudness (peak) of the 40 ms of voice at each frame.
 
-    before: called with each window before it is dubbed; may sleep, hang or raise.
+    before: called with each window before it is dubbed; may sleep, hang or raise. faceless: it finds no face.
     """
 
     def __init__(
@@ -51,7 +51,9 @@ class FakeEngine:
         before: Callable[[EngineWindow], None] | None = None,
         opening: Callable[[], None] | None = None,
         look_ahead_us: int = LOOK_AHEAD_US,
+        faceless: bool = False,
     ) -> None:
+        self.faceless = faceless
         self.before = before
         self.opening = opening
         self._look_ahead_us = look_ahead_us
@@ -99,6 +101,9 @@ class _FakeSession:
         self._voice = np.concatenate([self._voice, window.voice])
         outputs = []
         for frame in window.frames:
+            if self._engine.faceless:
+                outputs.append(EngineOutput(frame.picture, FaceState.NONE, None, 0.0))
+                continue
             at = frame.voice_at - self._start
             heard = self._voice[max(0, at) : max(0, at + 640)]
             loudness = float(np.abs(heard).max()) if heard.size else 0.0

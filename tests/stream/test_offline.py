@@ -4,6 +4,7 @@ import errno
 import json
 import signal
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -187,6 +188,34 @@ def test_an_engine_that_fails_leaves_the_source_in_the_film(tmp_path: Path) -> N
     assert report["dubbed"] == 0
     assert report["faults"] >= 1
     assert report["last_fault"] == "RuntimeError: broken"
+
+
+def test_what_the_engine_left_as_it_was_is_not_called_dubbed(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, count=20)
+    report = dub(video, audio, out, engine=FakeEngine(faceless=True))
+    assert (report["frames"], report["dubbed"], report["late"]) == (20, 0, 0)
+    assert report["faces"] == {"none": 20}
+    assert report["rungs"] == {"full": 20}
+
+
+def test_real_time_begins_when_the_engine_is_open(tmp_path: Path) -> None:
+    video, audio, out = make(tmp_path, 1000, count=25)
+    report = dub(
+        video, audio, out, engine=FakeEngine(opening=lambda: time.sleep(0.8)), realtime=True, mark=False
+    )
+    # Loading takes 0.8 of this film's second; frames that were fed meanwhile could not be dubbed.
+    assert report["dubbed"] > 20
+    assert report["faults"] == 0
+
+
+def test_an_engine_that_cannot_be_opened_in_real_time_is_a_fault(tmp_path: Path) -> None:
+    def opening() -> None:
+        raise RuntimeError("no memory")
+
+    video, audio, out = make(tmp_path)
+    report = dub(video, audio, out, engine=FakeEngine(opening=opening), realtime=True)
+    assert report["dubbed"] == 0
+    assert report["last_fault"] == "RuntimeError: no memory"
 
 
 def test_interrupted_work_leaves_nothing_behind(tmp_path: Path) -> None:
