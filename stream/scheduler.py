@@ -137,6 +137,7 @@ class Scheduler:
                 if job.handle != handle:
                     # Its state is in the hands of a thread that may yet go on.
                     self._open.pop(job.handle, None)
+                    self.shares.leave(job.handle)
                     job.loop.call_soon(_settle, job.done, None, BatchLost(self._name))
             waiting = bool(self.jobs)
             self.changed.notify_all()
