@@ -286,13 +286,18 @@ class House:
             self._check_caller(socket)
             token = socket.query_params.get("token") or bearer(socket.headers)
             session = self.registry.find(socket.path_params["id"], token)
+            session.join_socket(socket)
         except ApiError as error:
             self.metrics.refused.labels(error.code).inc()
             # A refused handshake would hide the reason from a browser's script; a message does not.
             await socket.accept()
             await _say_no(socket, error)
             return None
-        await socket.accept()
+        try:
+            await socket.accept()
+        except BaseException:
+            session.leave(socket)
+            raise
         return session
 
     def _check_caller(self, connection: HTTPConnection) -> None:
@@ -314,8 +319,7 @@ class House:
 
 
 async def _joined(session: HostedSession, socket: WebSocket, run: Callable[[], Awaitable[None]]) -> None:
-    """Run a socket as one of its session's participants, and close it properly whatever happens."""
-    session.join(socket)
+    """Run a socket that has joined its session, and close it properly whatever happens."""
     try:
         await run()
     finally:

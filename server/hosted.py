@@ -34,6 +34,10 @@ from stream.voice import VoiceFormat, VoiceTrack
 OBSERVE_INTERVAL_S = 1.0
 FIGURES_FOR_S = 0.2
 RETRY_VIEWER_S = 15
+MOST_OTHER_PEERS = 8
+"""Peers of a session beside its viewers: a source and a voice, and those that take over from them."""
+
+MOST_SOCKETS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,18 @@ class HostedSession:
             self._idle_timer.cancel()
             self._idle_timer = None
 
+    def join_socket(self, socket: object) -> None:
+        """A socket is about to be opened. Raises ApiError (503) where the session has more than enough."""
+        sockets = sum(not isinstance(who, Peer) for who in self._joined)
+        if sockets >= MOST_SOCKETS:
+            raise unavailable(
+                "sockets_full",
+                f"this session has {sockets} sockets open",
+                "close some of them first",
+                RETRY_VIEWER_S,
+            )
+        self.join(socket)
+
     def leave(self, who: object) -> None:
         """Someone has gone; a session without anybody ends after the idle timeout."""
         self._joined.discard(who)
@@ -158,7 +174,7 @@ class HostedSession:
     def new_peer(self, role: Role, on_end: Callable[[Peer, End, ApiError | None], None]) -> Peer:
         """A peer of this session, not negotiated yet.
 
-        Raises ApiError: 409 for a source where a file is the source, 503 beyond max_viewers.
+        Raises ApiError: 409 for a source where a file is the source, 503 beyond max_viewers and a few others.
         """
         if self.ended.is_set():
             raise unknown_session()
@@ -177,6 +193,13 @@ class HostedSession:
                 "try again when one has left",
                 RETRY_VIEWER_S,
             )
+        if len(self._peers) >= self._settings.max_viewers + MOST_OTHER_PEERS:
+            raise unavailable(
+                "peers_full",
+                f"this session has {len(self._peers)} peers already",
+                "end those that are not needed first",
+                RETRY_VIEWER_S,
+            )
         peer = Peer(role, self, self._settings, self._peer_ended)
         self._peers[peer] = on_end
         self.join(peer)
@@ -186,6 +209,11 @@ class HostedSession:
     async def replace_source(self, newcomer: Peer) -> None:
         """A session has one source: end the peers that were it before."""
         for peer in [p for p in self._peers if p is not newcomer and p.is_source]:
+            await peer.close(End.REPLACED)
+
+    async def replace_voice(self, newcomer: Peer) -> None:
+        """A session is spoken to by one microphone: end the peers that were nothing but that before."""
+        for peer in [p for p in self._peers if p is not newcomer and p.role is Role.VOICE]:
             await peer.close(End.REPLACED)
 
     def _peer_ended(self, peer: Peer, reason: End, fault: ApiError | None) -> None:
@@ -228,8 +256,9 @@ class HostedSession:
         """Keep what a page measured: a few finite numbers, the last of each."""
         for name, value in list(report.items())[:16]:
             known = name in self.client_stats or (len(self.client_stats) < 16 and len(name) <= 40)
-            if known and isinstance(value, int | float) and math.isfinite(value):
-                self.client_stats[name] = float(value)
+            with contextlib.suppress(OverflowError):  # JSON has integers beyond any float
+                if known and isinstance(value, int | float) and math.isfinite(value):
+                    self.client_stats[name] = float(value)
 
     def _figures(self) -> SessionStats:
         """The stream's figures, taken anew at most five times a second however many ask."""

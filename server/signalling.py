@@ -181,6 +181,8 @@ class Signalling:
         sdp = await peer.answer(offer, message.voice)
         if peer.is_source:
             await self._session.replace_source(peer)
+        if peer.role is Role.VOICE:
+            await self._session.replace_voice(peer)
         self._say({"type": "answer", "role": message.role, "sdp": sdp})
 
     def _peer(self, role: Role | None) -> Peer:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
 from typing import Any
 
-from tests.server.conftest import LiveServer, closed_with, negotiate, next_of
-from tests.server.rtc import Camera, client, until
+from server.peers import Role
+from tests.server.conftest import LiveServer, StartServer, closed_with, negotiate, next_of
+from tests.server.rtc import Camera, Microphone, client, until
 from tests.server.watcher import Watcher
 
 
@@ -168,6 +170,53 @@ async def test_what_the_page_measures_is_kept_in_bounds(server: LiveServer) -> N
         assert kept["fps"] == 24.5
         assert len(kept) <= 16
         assert {"text", "nan"}.isdisjoint(kept)
+
+
+async def test_a_number_beyond_any_float_is_left_out(server: LiveServer) -> None:
+    session = await server.create()
+    async with session.socket("signal") as socket:
+        await socket.send('{"type":"stats","huge":' + "9" * 400 + ',"fps":24}')
+        await socket.send("{}")
+        assert (await next_of(socket, "error"))["error"]["code"] == "bad_message"
+        assert (await session.about())["client"] == {"fps": 24.0}
+
+
+async def test_a_new_microphone_ends_the_former(server: LiveServer) -> None:
+    session = await server.create()
+    peers = [client(), client()]
+    async with session.socket("signal") as first, session.socket("signal") as second:
+        for peer, socket in zip(peers, (first, second), strict=True):
+            peer.addTransceiver(Microphone(), direction="sendonly")
+            await negotiate(socket, peer, "voice")
+        assert await next_of(first, "bye") == {"type": "bye", "role": "voice", "reason": "replaced"}
+        await until(lambda: len(server.registry.find(session.id, session.token)._peers) == 1)
+    for peer in peers:
+        await peer.close()
+
+
+async def test_peers_of_any_role_are_limited(start_server: StartServer) -> None:
+    server = await start_server(max_viewers=1)
+    session = await server.create()
+    hosted = server.registry.find(session.id, session.token)
+    held = [hosted.new_peer(Role.SOURCE, lambda *_: None) for _ in range(9)]
+    async with session.socket("signal") as socket:
+        await socket.send(json.dumps({"type": "offer", "role": "source", "sdp": await good_sdp()}))
+        assert (await next_of(socket, "error"))["error"]["code"] == "peers_full"
+    for peer in held:
+        await peer.close()
+
+
+async def test_sockets_of_a_session_are_limited(server: LiveServer) -> None:
+    session = await server.create()
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(32):
+            await stack.enter_async_context(session.socket("signal"))
+        async with session.socket("voice") as socket:
+            assert (await next_of(socket, "error"))["error"]["code"] == "sockets_full"
+            assert await closed_with(socket) == 1008
+    await until(lambda: not server.registry.find(session.id, session.token)._joined)
+    async with session.socket("signal") as socket:
+        await next_of(socket, "stats")
 
 
 async def test_a_foreign_page_or_a_wrong_token_gets_the_reason(server: LiveServer) -> None:
