@@ -60,7 +60,6 @@ class Settings(BaseSettings):
 
     engine: str = Field("talkin", description="the engine to load")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu or cuda[:N]")
-    engine_threads: int = Field(1, ge=1, le=64, description="threads that a net may use for one window")
 
     max_sessions: int = Field(
         16, ge=1, le=1024, description="sessions at once, where measured costs do not allow fewer"
