@@ -206,7 +206,11 @@ class House:
         """What a session may name as its source, for whoever may create one."""
         self._check_caller(request)
         self._require_key(request)
-        listed = [{"name": name, "label": label} for name, label in self.registry.presenters()]
+        listed = [
+            {"name": name, "label": label}
+            for name, label in self.registry.presenters()
+            if self._streams is None or await self._streams.is_usable(self.registry.presenter(name))
+        ]
         return JSONResponse({"presenters": listed}, headers={"Cache-Control": "no-store"})
 
     # --- sessions
@@ -225,7 +229,10 @@ class House:
         try:
             session = await self.registry.create(body)
         except InputError as error:
-            raise invalid("unusable_source", str(error)) from None
+            # Where the operator keeps files is nobody else's business.
+            name = Path(error.what).name
+            wrong = error.wrong.replace(error.what, name)
+            raise invalid("unusable_source", f"{name}: {wrong}", error.right) from None
         path = f"/v1/sessions/{session.id}"
         urls = {"session": path, "signal": f"{path}/signal", "voice": f"{path}/voice"}
         if session.plan.presenter is not None:
@@ -263,7 +270,12 @@ class House:
             raise ApiError(
                 404, "no_poster", "this session's source is no file", "show the camera's own picture"
             )
-        picture = await self._streams.poster(session.plan.presenter)
+        try:
+            picture = await self._streams.poster(session.plan.presenter)
+        except InputError:
+            raise ApiError(
+                404, "no_poster", "the presenter's file cannot be read any more", "create another session"
+            ) from None
         return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     # --- sockets

@@ -54,7 +54,10 @@ def check_host(headers: Headers, loopback_only: bool) -> None:
 
     Without it, a page of any site could rebind its own name to 127.0.0.1 and use an open local server.
     """
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    try:
+        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    except ValueError:  # no address at all, as "[::1"
+        host = ""
     if loopback_only and not is_loopback(host):
         raise forbidden(
             "host_refused",
@@ -71,7 +74,11 @@ def check_origin(headers: Headers, allowed: Sequence[str]) -> None:
     origin = headers.get("origin")
     if origin is None or origin in allowed:
         return
-    if urlsplit(origin).netloc.lower() == headers.get("host", "").lower() and origin != "null":
+    try:
+        place = urlsplit(origin).netloc.lower()
+    except ValueError:
+        place = ""
+    if place and place == headers.get("host", "").lower():
         return
     raise forbidden(
         "origin_refused",

@@ -170,8 +170,16 @@ class Registry:
         hint = f'name a file of the operator\'s presenters folder, or "{SAMPLE_PRESENTER}"'
         if folder is None or "/" in name or "\\" in name or name.startswith(".") or "\0" in name:
             raise invalid("unknown_source", f"there is no presenter {name[:60]!r}", hint)
-        path = (folder / name).resolve()
-        if path.parent != folder.resolve() or not path.is_file():
+        try:
+            path = (folder / name).resolve()
+            there = path.parent == folder.resolve() and path.is_file()
+        except (
+            OSError,
+            RuntimeError,
+            UnicodeError,
+        ):  # a name too long for the file system, a circle of links
+            there = False
+        if not there:
             raise invalid("unknown_source", f"there is no presenter {name[:60]!r}", hint)
         return path
 

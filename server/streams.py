@@ -47,6 +47,7 @@ class Streams:
         threads = threads_for(engine.device)
         self._runner = Scheduler(engine.name, workers=threads)
         self._files = ThreadPoolExecutor(1, "presenter-check")
+        self._checked: dict[Path, tuple[int, int, bool]] = {}
         self.demand = demand
         self.admission = Admission(
             demand or Demand(0.0, 0.0), devices=threads, device_loads=self._runner.load
@@ -65,6 +66,27 @@ class Streams:
             person=adapted(plan.presenter),
         )
         return Session(config, self.engine, clock=MonotonicClock(), runner=self._runner)
+
+    async def is_usable(self, presenter: Path) -> bool:
+        """Whether a presenter's file can be shown; looked at anew only where it has changed."""
+        return await self._in_files_thread(self._is_usable, presenter)
+
+    def _is_usable(self, presenter: Path) -> bool:
+        try:
+            state = presenter.stat()
+        except OSError:
+            return False
+        stamp = state.st_mtime_ns, state.st_size
+        known = self._checked.get(presenter)
+        if known is None or known[:2] != stamp:
+            usable = True
+            try:
+                _check_presenter(presenter)
+            except InputError as error:
+                logger.warning("a presenter is left out of the list: %s", error)
+                usable = False
+            known = self._checked[presenter] = (*stamp, usable)
+        return known[2]
 
     async def poster(self, presenter: Path) -> bytes:
         """A presenter's first picture as JPEG. Raises stream.errors.InputError where there is none."""

@@ -266,20 +266,52 @@ async def test_presenters_come_from_their_folder_only(start_server: StartServer,
 
     for name in ("../secret.png", "link.png", ".", "anna.png/", "anna.png\0"):
         assert (name, said(await ask(name))) == (name, "unknown_source")
-    assert said(await ask("text.mp4")) == "unusable_source"
+    unusable = await ask("text.mp4")
+    assert said(unusable) == "unusable_source"
+    assert unusable.json()["error"]["message"].startswith("text.mp4: ")
+    assert str(tmp_path) not in unusable.text
     session = await server.create(source={"file": "anna.png"})
 
     async with session.socket("signal") as socket, asyncio.timeout(5):
         while (await next_of(socket, "stats"))["frames"] < 5:
             pass
     listed = (await server.http.get("/v1/presenters")).json()["presenters"]
-    assert [one["label"] for one in listed if one["name"] != "sample"] == ["anna", "text"]
+    assert [one["label"] for one in listed if one["name"] != "sample"] == ["anna"]
     poster = await server.http.get(session.urls["poster"])
     assert (poster.status_code, poster.headers["content-type"]) == (200, "image/jpeg")
     assert cv2.imdecode(np.frombuffer(poster.content, np.uint8), cv2.IMREAD_COLOR).shape == (64, 64, 3)
     assert (await server.http.get(session.urls["poster"].split("?")[0])).status_code == 401
     live = await server.create()
     assert said(await server.http.get(f"{live.urls['session']}/poster", headers=live.bearer)) == "no_poster"
+
+
+async def test_a_presenter_s_name_of_any_length_is_refused_in_words(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    server = await start_server(presenters_dir=tmp_path)
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    for name in ("\U0001f600" * 200, "a" * 200, "circle.png"):
+        answer = await server.http.post("/v1/sessions", json={**TERMS, "source": {"file": name}})
+        assert (answer.status_code, said(answer)) == (422, "unknown_source")
+
+
+async def test_a_poster_whose_file_has_gone_is_no_fault(start_server: StartServer, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "anna.png"), np.full((64, 64, 3), 90, np.uint8))
+    server = await start_server(presenters_dir=tmp_path)
+    session = await server.create(source={"file": "anna.png"})
+    (tmp_path / "anna.png").unlink()
+    answer = await server.http.get(session.urls["poster"])
+    assert (answer.status_code, said(answer)) == (404, "no_poster")
+    assert str(tmp_path) not in answer.text
+
+
+async def test_a_host_or_origin_that_is_no_address_is_refused(server: LiveServer) -> None:
+    for header, value, code in [
+        ("Host", "[::1", "host_refused"),
+        ("Origin", "http://[bad", "origin_refused"),
+    ]:
+        answer = await server.http.post("/v1/sessions", json=TERMS, headers={header: value})
+        assert (header, answer.status_code, said(answer)) == (header, 403, code)
 
 
 async def test_an_operator_can_allow_pictures_without_the_mark(start_server: StartServer) -> None:
