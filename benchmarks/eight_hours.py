@@ -88,7 +88,8 @@ async def run(hours: float, fps: float, ppm: float) -> list[float]:
             heard = heard_after_us()
             seen = seen_after_us()
             if heard is not None and seen is not None:
-                apart.append((heard - seen) / 1000 - session.stats().voice_shift_ms)
+                # A chunk comes when its last sample has been said: its first is that much late for good.
+                apart.append((heard - seen) / 1000 - session.stats().voice_shift_ms - CHUNK_S * 1000)
 
     def heard_after_us() -> float | None:
         for true_us, position in reversed(said):
