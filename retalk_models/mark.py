@@ -19,12 +19,12 @@ _PLATE, _INK = 24.0, 235.0
 def apply_mark(picture: Picture) -> Picture:
     """A copy of the picture with the mark in its bottom left corner, sized with the picture.
 
-    A picture too small to carry it legibly (under 64 pixels either way) comes back as it is.
+    Where the picture is too small for letters that can be read the mark shrinks with it, and is a badge.
+    Under 16 pixels either way it comes back as it is.
     """
-    badge = _badge(picture.width, picture.height)
-    if badge is None:
+    if min(picture.width, picture.height) < 16:
         return picture
-    luma, cover = badge
+    luma, cover = _badge(picture.width, picture.height)
     height, width = luma.shape
     margin = _margin(picture.width, picture.height)
     left, top = margin, (picture.height - margin - height) & ~1
@@ -43,14 +43,13 @@ def _mix(plane: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], over: F32, cove
 
 
 def _margin(width: int, height: int) -> int:
-    return max(4, round(0.02 * min(width, height))) & ~1
+    least = min(width, height)
+    return min(max(4, round(0.02 * least)), least // 8) & ~1
 
 
 @lru_cache(maxsize=16)
-def _badge(width: int, height: int) -> tuple[F32, F32] | None:
+def _badge(width: int, height: int) -> tuple[F32, F32]:
     """Luma and cover of the badge for a picture size, both (h, w) with even sides; not to be written to."""
-    if min(width, height) < 64:
-        return None
     text_height = max(7.0, 0.026 * min(width, height))
     scale = text_height / 22.0
     # Drawn large and shrunk: the stroke font has no anti-aliasing worth the name at these sizes.
@@ -70,9 +69,10 @@ def _badge(width: int, height: int) -> tuple[F32, F32] | None:
     cv2.putText(
         ink, TEXT, (pad, pad + cap), cv2.FONT_HERSHEY_SIMPLEX, scale * fine, 255, thickness, cv2.LINE_AA
     )
-    size = (max(2, box_width // fine) & ~1, max(2, box_height // fine) & ~1)
-    if size[0] + _margin(width, height) > width or size[1] + _margin(width, height) > height:
-        return None
+    margin = _margin(width, height)
+    most = max(2, width - 2 * margin), max(2, height - 2 * margin)
+    shrink = max(fine, box_width / most[0], box_height / most[1])
+    size = (max(2, int(box_width / shrink)) & ~1, max(2, int(box_height / shrink)) & ~1)
     plate_small = cv2.resize(plate, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     ink_small = cv2.resize(ink, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     luma = _PLATE + (_INK - _PLATE) * ink_small

@@ -44,6 +44,19 @@ def test_it_is_a_function_of_the_picture_alone() -> None:
     assert np.array_equal(apply_mark(picture).planes, apply_mark(picture).planes)
 
 
-def test_a_picture_too_small_for_it_comes_back_as_it_is() -> None:
-    tiny = grey(32, 32)
-    assert apply_mark(tiny) is tiny
+@pytest.mark.parametrize(
+    ("width", "height"), [(48, 64), (32, 32), (63, 1000), (1000, 20), (17, 33), (16, 16)]
+)
+def test_a_small_picture_carries_the_mark_too(width: int, height: int) -> None:
+    picture = grey(width, height)
+    marked = apply_mark(picture)
+    changed = np.argwhere(marked.y != picture.y)
+    assert len(changed) >= 4
+    assert np.abs(marked.y.astype(int) - picture.y).max() > 40
+    assert (changed.max(0) < (height, width)).all()
+
+
+def test_the_smallest_pictures_do_not_break_it() -> None:
+    for width in range(1, 20):
+        for height in range(1, 20):
+            apply_mark(grey(width, height))
