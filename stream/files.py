@@ -268,6 +268,9 @@ class AudioFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._container.close()
 
     def expected_us(self) -> int | None:
@@ -276,13 +279,22 @@ class AudioFile:
             return int(self._stream.duration * self._stream.time_base * 1_000_000)
         return int(self._container.duration) if self._container.duration else None
 
+    @property
+    def channels(self) -> int:
+        """How many channels the file has."""
+        return int(self._stream.channels)
+
     def pieces(self) -> Generator[tuple[NDArray[Any], VoiceFormat], None, None]:
         """Samples as VoiceTrack.push takes them, in the file's rate; more than two channels become one."""
         mixer = av.AudioResampler(format="flt", layout="stereo" if self._stream.channels == 2 else "mono")
+        for frame in self.decoded():
+            for mixed in mixer.resample(frame):
+                yield mixed.to_ndarray().reshape(-1), _format_of(mixed)
+
+    def decoded(self) -> Generator[av.AudioFrame, None, None]:
+        """The sound as it is stored."""
         try:
-            for frame in self._container.decode(self._stream):
-                for mixed in mixer.resample(frame):
-                    yield mixed.to_ndarray().reshape(-1), _format_of(mixed)
+            yield from self._container.decode(self._stream)
         except av.error.FFmpegError:
             return  # a broken tail: what came before it is the sound
 

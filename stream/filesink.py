@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 from stream.files import ColourTags
 from stream.frames import full_frame_of, rotated
 from stream.media import PLAYOUT_RATE, AudioFrame, DubbedFrame
+from stream.stereo import StereoSound
 
 COMMENT = "AI dubbed by retalk: the speech and the lips are synthetic"
 
@@ -42,12 +43,16 @@ class FileShape:
 class FileSink:
     """Encodes on a thread of its own; a full queue makes the session wait, so nothing is ever dropped.
 
+    stereo: what is heard in place of the voice's one channel, sample for sample; read on that thread.
     pts_of: the source's own time stamp, in its time base, of a frame by its session time.
     A fault of the encoder or the disk is raised from the next call, and from `finish`.
     """
 
-    def __init__(self, path: Path, shape: FileShape, pts_of: Callable[[int], int]) -> None:
+    def __init__(
+        self, path: Path, shape: FileShape, pts_of: Callable[[int], int], stereo: StereoSound | None = None
+    ) -> None:
         self._path = path
+        self.stereo = stereo
         self._shape = shape
         self._pts_of = pts_of
         self._queue: queue.Queue[DubbedFrame | AudioFrame | None] = queue.Queue(_WAITING)
@@ -181,7 +186,8 @@ class _Writer:
         return stream
 
     def _audio_stream(self) -> AudioStream:
-        stream = self._container.add_stream("aac", rate=PLAYOUT_RATE, layout="mono")
+        layout = "mono" if self._sink.stereo is None else "stereo"
+        stream = self._container.add_stream("aac", rate=PLAYOUT_RATE, layout=layout)
         stream.bit_rate = _AAC_BPS
         return stream
 
@@ -213,7 +219,9 @@ class _Writer:
             self._sound = self._sound[: max(0, self._sink.end_samples - self._samples)]
         while self._sound.size >= (_AAC_FRAME if whole_only else 1):
             piece, self._sound = self._sound[:_AAC_FRAME], self._sound[_AAC_FRAME:]
-            frame = av.AudioFrame.from_ndarray(piece.reshape(1, -1), format="s16", layout="mono")
+            stereo = self._sink.stereo
+            heard, layout = (piece, "mono") if stereo is None else (stereo.take(piece.size), "stereo")
+            frame = av.AudioFrame.from_ndarray(heard.reshape(1, -1), format="s16", layout=layout)
             frame.sample_rate = PLAYOUT_RATE
             frame.pts = self._samples
             frame.time_base = Fraction(1, PLAYOUT_RATE)

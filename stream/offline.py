@@ -24,6 +24,7 @@ from stream.runner import EngineRunner, InlineRunner, PreparedRunner
 from stream.scheduler import Scheduler
 from stream.session import Session, SessionConfig
 from stream.stats import SessionStats, Spread
+from stream.stereo import StereoSound
 from stream.voice import samples_to_us, us_to_samples
 
 Progress = Callable[[int, int | None], None]
@@ -55,6 +56,8 @@ def dub(
     held by ping-pong looping, where it is shorter the rest is silence. VIDEO may be a still image.
     realtime: keep to the wall clock, and lower quality before falling behind, as a live session does.
     report: also write the report there, as JSON.
+    AUDIO's left and right stay apart, more channels become those two; in real time all are heard as one.
+    An odd width or height needs full colour resolution (yuv444p), which some players cannot show.
     OUT appears only when it is complete. Raises InputError for whatever is wrong with an input.
     """
     target, source, voice = Path(out), Path(video), Path(audio)
@@ -130,6 +133,8 @@ class _Dub:
     ) -> None:
         self._frames = frames
         self._sound = sound.pieces()
+        # In real time playout may stretch the sound, and only the voice's one channel is stretched.
+        self._stereo = StereoSound(sound.path) if sound.channels > 1 and not realtime else None
         self._sound_us = sound.expected_us()
         self._engine = engine
         self._config = config
@@ -163,7 +168,7 @@ class _Dub:
             frames.colour,
             frames.sample_aspect_ratio,
         )
-        sink = FileSink(self._partial, shape, self._pts.pop)
+        sink = FileSink(self._partial, shape, self._pts.pop, self._stereo)
         session = Session(self._config, self._engine, clock=clock, runner=runner, sink=sink)
         session.voice.begin_at(0)
         began = time.perf_counter()
@@ -179,6 +184,8 @@ class _Dub:
         finally:
             # While its file is still open: left to the collector, it would end on any thread, after that.
             self._sound.close()
+            if self._stereo is not None:
+                self._stereo.close()
         return self._report(stats, sink, time.perf_counter() - began)
 
     async def _feed(self, session: Session, sink: FileSink, clock: Clock) -> None:

@@ -102,6 +102,27 @@ def test_sound_of_any_rate_lasts_as_long(tmp_path: Path, rate: int) -> None:
     assert abs(report["seconds"] - min(1.0, 48_000 / 2 / rate)) < 0.045
 
 
+@pytest.mark.parametrize("rate", [48_000, 22_050])
+def test_stereo_sound_stays_stereo(tmp_path: Path, rate: int) -> None:
+    write_video(tmp_path / "in.mp4", 25)
+    left, right = tone(500, peak=20_000), np.zeros(24_000, np.int16)
+    both = np.stack([np.concatenate([left, right]), np.concatenate([right, left])], 1)
+    write_sound(tmp_path / "in.wav", both, rate, channels=2)
+    dub(tmp_path / "in.mp4", tmp_path / "in.wav", tmp_path / "out.mp4", engine=FakeEngine())
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.audio[0]
+        assert stream.layout.name == "stereo"
+        parts = [frame.to_ndarray() for frame in container.decode(stream)]
+    heard = np.concatenate(parts, 1)
+    level = np.abs(heard).max(1)
+    assert level.min() > 0.3
+    edge = round(24_000 * 48_000 / rate)
+    early, late = heard[:, 2048 : edge - 4096], heard[:, edge + 4096 : 47_000]
+    assert np.abs(early[0]).max() > 0.3 > 0.05 > np.abs(early[1]).max()
+    if late.size:
+        assert np.abs(late[1]).max() > 0.3 > 0.05 > np.abs(late[0]).max()
+
+
 @pytest.mark.parametrize("turn", [90, 180, 270])
 def test_a_turned_film_stays_turned_and_is_dubbed_upright(tmp_path: Path, turn: int) -> None:
     video, audio, out = make(tmp_path, count=5, rotation=turn)
