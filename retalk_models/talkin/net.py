@@ -35,6 +35,12 @@ LOOK_AHEAD = NET_DELAY + STEP
 _FIRST_NEED = HOP + MelSettings().fft
 """Samples that the first step needs: two feature frames."""
 
+LINEAR_FRAMES, LINEAR_STRIDE = 41, 2
+"""Feature frames behind each step that the linear member spans, and how far apart it takes them."""
+
+LINEAR_SHARE = 0.375
+"""What the linear member counts beside the recurrent nets' average."""
+
 HISTORY_STEPS = 250
 """Steps kept for `at`: 5 s."""
 
@@ -84,26 +90,29 @@ class _Member:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Weights:
-    """The nets, whose outputs are averaged, and what turns the average into coefficients."""
+    """The nets, whose outputs are averaged, the linear member, and what turns all that into coefficients."""
 
     members: tuple[_Member, ...]
+    linear: tuple[F32, F32] | None
     mean: F32
     spread: F32
     gate_points: F32
 
 
 _COMMON = ("mean", "spread", "gate_points")
+_LINEAR = ("linear.weight", "linear.bias")
 _REQUIRED = ("conv1.weight", "conv2.weight", "head.weight", "gates.weight")
 
 
 def join(nets: Sequence[dict[str, F32]]) -> dict[str, F32]:
     """One set of tensors from several nets' that were trained on the same data: their outputs are averaged.
 
-    Mean, spread and gate points are those of the first.
+    Mean, spread, gate points and, where there is one, the linear member are those of the first.
     """
-    joined = {name: nets[0][name] for name in _COMMON}
+    shared = (*_COMMON, *_LINEAR)
+    joined = {name: nets[0][name] for name in shared if name in nets[0]}
     for index, net in enumerate(nets):
-        joined |= {f"net{index}.{name}": value for name, value in net.items() if name not in _COMMON}
+        joined |= {f"net{index}.{name}": value for name, value in net.items() if name not in shared}
     return joined
 
 
@@ -115,7 +124,10 @@ def _unpack(tensors: dict[str, F32], source: str) -> _Weights:
     if missing:
         raise WeightsError(f"{source}: not weights of the expression net ({', '.join(missing)} missing)")
     members = tuple(_member(tensors, prefix) for prefix in prefixes)
-    return _Weights(members, tensors["mean"], tensors["spread"], tensors["gate_points"])
+    linear = None
+    if _LINEAR[0] in tensors:
+        linear = (np.ascontiguousarray(tensors[_LINEAR[0]].T, np.float32), tensors[_LINEAR[1]])
+    return _Weights(members, linear, tensors["mean"], tensors["spread"], tensors["gate_points"])
 
 
 def _member(tensors: dict[str, F32], prefix: str) -> _Member:
@@ -211,7 +223,7 @@ class ExpressionStream:
         self._level.reset()
         self._start, self._end, self._steps = position, position, 0
         bands = weights.members[0].conv1.shape[0] // 5
-        self._heard = np.zeros((5, bands), np.float32)
+        self._heard = np.zeros((LINEAR_FRAMES, bands), np.float32)
         self._minds = [_Mind(member) for member in weights.members]
         self._odd = False
         self._positions: deque[int] = deque(maxlen=HISTORY_STEPS)
@@ -236,14 +248,19 @@ class ExpressionStream:
     def _frame(self, row: F32) -> None:
         weights = self._weights
         self._heard = np.concatenate([self._heard[1:], row[None]])
-        heard = self._heard.reshape(-1)
+        heard = self._heard[-5:].reshape(-1)
         for mind in self._minds:
             mind.hear(heard)
         self._odd = not self._odd
         if self._odd:
             return
         said = [mind.say() for mind in self._minds]
-        values = np.mean([value for value, _ in said], axis=0) * weights.spread + weights.mean
+        values = np.mean([value for value, _ in said], axis=0)
+        if weights.linear is not None:
+            matrix, bias = weights.linear
+            seen = self._heard[::LINEAR_STRIDE].reshape(-1)
+            values += LINEAR_SHARE * (np.einsum("j,jk->k", seen, matrix) + bias - values)
+        values = values * weights.spread + weights.mean
         gates = np.mean([gate for _, gate in said], axis=0)
         self._positions.append(step_position(self._start, self._steps))
         self._values.append((values.astype(np.float32), float(gates[0]), float(gates[1])))

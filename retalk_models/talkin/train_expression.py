@@ -20,7 +20,9 @@ from safetensors.numpy import save_file
 
 from retalk_models.picture import F32
 from retalk_models.talkin.basis import ExpressionBasis
+from retalk_models.talkin.batches import real_banks
 from retalk_models.talkin.corpus import read_catalogue
+from retalk_models.talkin.linear import fit_linear
 from retalk_models.talkin.net import WEIGHTS_FILE, SpeechToExpression, join
 from retalk_models.talkin.pairs import Pair, read_pairs, seconds_of
 from retalk_models.talkin.scores import ClipScore, score, table
@@ -48,7 +50,7 @@ def _report(out: Path, trainer: Trainer, scores: Sequence[ClipScore]) -> None:
 
 
 def _run(recipe: Recipe, seeds: Sequence[int], pairs: Sequence[Pair], out: Path) -> dict[str, F32]:
-    """Train one net per seed on the same data and join them, not yet calibrated."""
+    """Train one net per seed on the same data and join them with the linear member, not yet calibrated."""
     said = list(utterances(recipe.synthetic_seconds, recipe.seed))
     nets = []
     for seed in seeds:
@@ -56,7 +58,9 @@ def _run(recipe: Recipe, seeds: Sequence[int], pairs: Sequence[Pair], out: Path)
         trainer.train()
         nets.append(trainer.tensors())
         _report(trainer.out, trainer, [])
-    return join(nets)
+    kept = [pair for pair in pairs if pair.person not in recipe.held_out]
+    clean = real_banks(kept, speeds=(1.0,))
+    return join(nets) | fit_linear(clean, nets[0]["mean"], nets[0]["spread"])
 
 
 def train(recipe: Recipe, pairs: Sequence[Pair], out: Path) -> list[ClipScore]:

@@ -24,7 +24,7 @@ from retalk_models.talkin.recurrent import RecurrentNet
 from retalk_models.talkin.scores import correlation, run
 from retalk_models.talkin.synthetic import Utterance
 
-GATE_POINTS = (0.5, 0.8, 0.1, 0.4)
+GATE_POINTS = (0.35, 0.65, 0.3, 0.6)
 """Where the closure gate starts and ends to shut, and the speaking gate starts and ends to let through."""
 
 
