@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -51,10 +50,7 @@ def row(live: Live, fps: float, budget_ms: float) -> dict[str, Any]:
     Carried: 97 % of the frames, p95 within the budget, and at most 5 % below "without enhancement".
     """
     worst = max(live.stats, key=lambda one: one.added_latency_ms.p95)
-    rungs = Counter[str]()
-    for one in live.stats:
-        rungs.update(one.rungs)
-    low = sum(rungs[name] for name in LOW) / max(1, rungs.total())
+    low = sum(live.rungs.get(name, 0) for name in LOW) / max(1, sum(live.rungs.values()))
     latency = {name: round(getattr(worst.added_latency_ms, name), 1) for name in QUANTILES}
     carried = min(live.fps) >= LEAST_FPS_SHARE * fps and latency["p95"] <= budget_ms and low <= MOST_LOW_SHARE
     return {
@@ -77,7 +73,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows."""
     console = Console(highlight=False, soft_wrap=True)
     stages = list(dict.fromkeys(name for each in rows for name in each["stage_ms"]))
-    shown = Table("sessions", "p50", "p95", "p99", "fps", "cores", "low", *stages, "carried", box=None)
+    shown = Table("sessions", "p50", "p95", "p99 ms", "fps", "cores", "below medium", "carried", box=None)
+    times = Table("sessions", *(f"{name} ms" for name in stages), box=None)
     for each in rows:
         latency = each["added_latency_ms"]
         shown.add_row(
@@ -86,10 +83,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
             f"{each['fps']:.1f}",
             f"{each['cores']:.2f}",
             f"{each['low_share']:.0%}",
-            *(f"{each['stage_ms'].get(name, 0.0):.1f}" for name in stages),
             "yes" if each["carried"] else "no",
         )
+        times.add_row(str(each["sessions"]), *(f"{each['stage_ms'].get(name, 0.0):.1f}" for name in stages))
     console.print(shown)
+    console.print(times)
     count = carried(rows)
     console.print(f"this machine carries {count} session{'s' * (count != 1)} of this size")
 

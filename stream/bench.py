@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Live:
 
     cpu: seconds of one core per second of video and session, all of this process: decoding is not in it.
     fps: frames that each session's viewer was given per second.
+    rungs: frames of all sessions by rung; unlike in `stats`, those of the warm-up are not counted.
     """
 
     sessions: int
@@ -63,6 +65,7 @@ class Live:
     cpu: float
     fps: Sequence[float]
     stats: Sequence[SessionStats] = field(repr=False)
+    rungs: Mapping[str, int] = field(default_factory=dict)
 
 
 class _NoSink:
@@ -214,12 +217,14 @@ async def _measure_live(
                 group.create_task(listen(viewer))
             await asyncio.sleep(warm_up_s)
             began, cpu, before = time.monotonic(), time.process_time(), list(seen)
+            warming = _rungs(sessions)
             while (left := began + seconds - time.monotonic()) > 0:
                 await asyncio.sleep(min(1.0, left))
                 on_progress(time.monotonic() - began)
             passed, cpu = time.monotonic() - began, time.process_time() - cpu
             fps = [(now - then) / passed for now, then in zip(seen, before, strict=True)]
             stats = [session.stats() for session in sessions]
+            rungs = _rungs(sessions) - warming
             for feed in feeds:
                 feed.cancel()
             for session in sessions:
@@ -227,7 +232,11 @@ async def _measure_live(
             await asyncio.wait(running)
     finally:
         await runner.shutdown()
-    return Live(count, passed, cpu / passed / count, fps, stats)
+    return Live(count, passed, cpu / passed / count, fps, stats, rungs)
+
+
+def _rungs(sessions: Sequence[Session]) -> Counter[str]:
+    return sum((Counter(session.stats().rungs) for session in sessions), Counter())
 
 
 @contextmanager
