@@ -404,6 +404,8 @@ def serve(settings: Settings) -> None:
         )
     elif settings.loopback_only:
         logger.info("no server_key is configured: only this machine is served")
+    if settings.allow_unmarked:
+        logger.warning("allow_unmarked is set: sessions may leave out the mark that says what is synthetic")
     config = uvicorn.Config(
         app,
         host=settings.listen_host,

@@ -19,6 +19,7 @@ from server.auth import is_loopback
 from server.errors import first_problem
 
 ENV_PREFIX = "RETALK_"
+LEAST_KEY = 16
 
 
 class SettingsError(ValueError):
@@ -148,7 +149,31 @@ def load_settings(
         _checked(_from_environment(os.environ if environment is None else environment), "environment")
     )
     merged.update({key: value for key, value in (overrides or {}).items() if value is not None})
-    return Settings(**_checked(merged, "settings"))
+    return _consistent(Settings(**_checked(merged, "settings")))
+
+
+def _consistent(settings: Settings) -> Settings:
+    """What no single source can be blamed for, and what only a server that is to run must have."""
+    least, most = settings.min_latency_budget_ms, settings.max_latency_budget_ms
+    if least > most:
+        raise SettingsError(
+            f"settings: min_latency_budget_ms is {least}, more than max_latency_budget_ms, which is {most}"
+        )
+    if not least <= settings.latency_budget_ms <= most:
+        raise SettingsError(
+            f"settings: latency_budget_ms is {settings.latency_budget_ms}; what sessions may ask for is "
+            f"{least} to {most} (min_latency_budget_ms, max_latency_budget_ms)"
+        )
+    folder = settings.presenters_dir
+    if folder is not None and not folder.is_dir():
+        raise SettingsError(f"settings: presenters_dir: {folder} is no folder; create it, or name another")
+    key = settings.server_key
+    if key is not None and len(key.get_secret_value()) < LEAST_KEY:
+        raise SettingsError(
+            f"settings: server_key has fewer than {LEAST_KEY} characters and can be guessed; "
+            "`openssl rand -hex 16` makes a good one"
+        )
+    return settings
 
 
 def _checked(values: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -28,6 +28,10 @@ def test_every_key_of_the_default_file_is_explained(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu", "presenter"])
-def test_the_other_files_change_the_default(repository: Path, name: str) -> None:
+def test_the_other_files_change_the_default(
+    repository: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "presenters").mkdir()
+    monkeypatch.chdir(tmp_path)
     files = [repository / "configs" / f"{one}.yaml" for one in ("default", name)]
     assert load_settings(files, environment={}) != Settings()

@@ -85,11 +85,35 @@ def test_structured_variables_are_yaml() -> None:
 
 
 def test_secrets_do_not_show() -> None:
-    settings = load_settings(environment={"RETALK_SERVER_KEY": "open sesame"})
+    settings = load_settings(environment={"RETALK_SERVER_KEY": "open sesame, and mind the step"})
     assert settings.server_key is not None
-    assert settings.server_key.get_secret_value() == "open sesame"
+    assert settings.server_key.get_secret_value() == "open sesame, and mind the step"
     assert "sesame" not in repr(settings)
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     assert load_settings([write(tmp_path, "# nothing\n")], environment={}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("presenters_dir: gone", "presenters_dir: gone is no folder"),
+        ("min_latency_budget_ms: 2500", "min_latency_budget_ms is 2500, more than max_latency_budget_ms"),
+        ("min_latency_budget_ms: 500", "latency_budget_ms is 400; what sessions may ask for is 500 to 2000"),
+        ("server_key: secret", "server_key has fewer than 16 characters"),
+    ],
+)
+def test_settings_that_cannot_work_together_are_refused_at_start(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    with pytest.raises(SettingsError, match=told) as refused:
+        load_settings([write(tmp_path, text)], environment={})
+    assert "\n" not in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_later_source_may_mend_what_an_earlier_one_set(tmp_path: Path) -> None:
+    path = write(tmp_path, "min_latency_budget_ms: 2500")
+    mended = {"max_latency_budget_ms": 4000, "latency_budget_ms": 3000}
+    assert load_settings([path], mended, {}).min_latency_budget_ms == 2500
