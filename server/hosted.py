@@ -89,6 +89,8 @@ class HostedSession:
         self.token = new_secret()
         self.plan = plan
         self.ended = asyncio.Event()
+        self.empty = asyncio.Event()
+        self.empty.set()
         self.created_at = time.monotonic()
         self.client_stats: dict[str, float] = {}
         self._stream = stream
@@ -124,6 +126,7 @@ class HostedSession:
     def join(self, who: object) -> None:
         """Someone is connected: the session is in use."""
         self._joined.add(who)
+        self.empty.clear()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
@@ -143,6 +146,8 @@ class HostedSession:
     def leave(self, who: object) -> None:
         """Someone has gone; a session without anybody ends after the idle timeout."""
         self._joined.discard(who)
+        if not self._joined:
+            self.empty.set()
         self.watch_idleness()
 
     def watch_idleness(self) -> None:

@@ -39,6 +39,11 @@ class Server(uvicorn.Server):
             # stopping is no failure.
             self.should_exit = True
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Before upstream closes every socket without a word: clients are to know that it is over.
+        await self._registry.close_all()
+        await super().shutdown(sockets)
+
     def _begin_drain(self) -> None:
         if self._draining is None:
             self._draining = asyncio.create_task(self._drain(), name="drain")

@@ -27,6 +27,7 @@ SAMPLE_PRESENTER = "sample"
 PRESENTER_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".mp4", ".mov", ".mkv", ".webm"})
 RETRY_FULL_S = 15
 LEAST_HOLD_MS = 600
+FAREWELL_S = 1.0
 RETRY_LOADING_S = 5
 
 
@@ -296,8 +297,12 @@ class Registry:
         await self._empty.wait()
 
     async def close_all(self) -> None:
-        """End every session."""
+        """End every session, and let those who are connected be told."""
         self.draining = True
-        await asyncio.gather(*(self.end(session, "shutdown") for session in list(self._sessions.values())))
+        sessions = list(self._sessions.values())
+        await asyncio.gather(*(self.end(session, "shutdown") for session in sessions))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                await asyncio.gather(*(session.empty.wait() for session in sessions))
         if self._endings:
             await asyncio.gather(*self._endings, return_exceptions=True)

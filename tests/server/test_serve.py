@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -119,6 +120,22 @@ def test_a_token_never_appears_in_the_log(repository: Path) -> None:
     assert given["id"][:6] in said
     assert given["token"] not in said
     assert given["id"] not in said
+
+
+def test_shutdown_says_goodbye_on_open_sockets(repository: Path) -> None:
+    port = free_port()
+    with (
+        serving(repository, port) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
+        ready(http)
+        given = http.post("/v1/sessions", json={"consent": True}).json()
+        with connect(f"ws://127.0.0.1:{port}{given['urls']['signal']}?token={given['token']}") as socket:
+            socket.recv()
+            process.send_signal(signal.SIGINT)
+            messages = [json.loads(message) for message in socket]
+            assert messages[-1] == {"type": "bye", "reason": "session_ended"}
+        process.communicate(timeout=20)
 
 
 def test_a_compressed_message_cannot_stall_the_server(repository: Path) -> None:
