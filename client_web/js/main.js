@@ -81,9 +81,11 @@ function start() {
   on("voice", ({ playedMs, totalMs, speaking, how }) => {
     page.showProgress(playedMs, totalMs);
     buttons();
+    // A voice that ends while the connection is being restored does not restore it.
+    if (page.state !== "live") return;
     if (!speaking) {
       page.showState("live", SAID[/** @type {keyof typeof SAID} */ (how)]);
-    } else if (page.state === "live") page.showState("live", "Live");
+    } else page.showState("live", "Live");
   });
   on("warning", ({ error }) => page.showAlert(explain(error)));
   on("failed", ({ error }) => {
@@ -123,7 +125,7 @@ page.hear.addEventListener("click", () => page.setMuted(false));
 page.mute.addEventListener("click", () => page.setMuted(!page.dubbed.muted));
 page.closeAlert.addEventListener("click", () => {
   page.hideAlert();
-  page.start.focus();
+  (session ? page.stop : page.start).focus();
 });
 window.addEventListener("pagehide", stop);
 
