@@ -114,8 +114,16 @@ class Subscription:
         if self._video:
             self.dropped += len(self._video)
             self._video.clear()
-            self._needs_keyframe = True
-            self._hub.request_keyframe(self.codec)
+            self._wait_for_keyframe()
+
+    def miss_video(self) -> None:
+        """A picture that was encoded never comes; what follows is useless until the next key frame."""
+        self.dropped += 1
+        self._wait_for_keyframe()
+
+    def _wait_for_keyframe(self) -> None:
+        self._needs_keyframe = True
+        self._hub.request_keyframe(self.codec)
 
     def drop_audio(self) -> None:
         self.dropped += len(self._audio)
@@ -148,6 +156,7 @@ class EncodedHub:
         self._bell = Bell()
         self._opus: OpusEncoder | None = None
         self._closed = False
+        self._epoch = 0
         self.dropped = 0
         self.refused = 0
         self.encoded = 0
@@ -197,6 +206,7 @@ class EncodedHub:
                 subscription.put_audio(packet)
 
     def interrupt(self, epoch: int) -> None:
+        self._epoch = epoch
         stale = [frame for frame in self._waiting if frame.epoch < epoch and frame.dubbed]
         for frame in stale:
             self._waiting.remove(frame)
@@ -240,7 +250,12 @@ class EncodedHub:
                             self.refused += 1
                             continue
                         self._counts.stage("encode", (time.perf_counter() - began) * 1000)
-                        if packet is not None:
+                        if packet is None:
+                            continue
+                        if frame.dubbed and frame.epoch < self._epoch:
+                            # Interrupted meanwhile: it must not be seen, and what builds on it cannot be.
+                            self._withhold(codec)
+                        else:
                             self._hand_out(codec, lane, packet)
                 await self._clock.wait(self._bell)
         finally:
@@ -250,6 +265,11 @@ class EncodedHub:
             self._subscriptions.clear()
             self._lanes.clear()
             executor.shutdown(wait=False, cancel_futures=True)
+
+    def _withhold(self, codec: Codec) -> None:
+        for subscription in self._subscriptions:
+            if subscription.codec == codec:
+                subscription.miss_video()
 
     def _hand_out(self, codec: Codec, lane: _Lane, packet: EncodedVideo) -> None:
         self.encoded += 1

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -246,6 +247,35 @@ async def test_interruption_empties_every_queue() -> None:
         assert len(viewer) == 0
         assert bench.hub.counts()["encode_queue"] == 0
         bench.count += 1
+        await bench.clock.sleep_until(bench.clock.now_us() + 1_000_000)
+        await bench.show(picture(1), 2, epoch=1)
+        assert [packet.keyframe for packet in await fetched(viewer)] == [True, False]
+
+
+async def test_a_picture_in_the_encoder_while_the_voice_is_interrupted_is_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe("H264")
+        await bench.show(picture(1), 2)
+        await fetched(viewer)
+        loop = asyncio.get_running_loop()
+        encode, again = VideoEncoder.encode, 0
+
+        def interrupted(*given: Any) -> EncodedVideo | None:
+            nonlocal again
+            again += 1
+            if again == 1:
+                done = threading.Event()
+                loop.call_soon_threadsafe(bench.hub.interrupt, 1)
+                loop.call_soon_threadsafe(done.set)
+                assert done.wait(5)
+            return encode(*given)
+
+        monkeypatch.setattr(VideoEncoder, "encode", interrupted)
+        await bench.show(picture(2))
+        assert bench.hub.counts()["viewer_dropped"] == 1
+        assert len(viewer) == 0
         await bench.clock.sleep_until(bench.clock.now_us() + 1_000_000)
         await bench.show(picture(1), 2, epoch=1)
         assert [packet.keyframe for packet in await fetched(viewer)] == [True, False]
