@@ -29,6 +29,7 @@ MAX_HELD = 4 * 1024 * 1024
 
 REPORT_INTERVAL_S = 0.1
 LEAST_GRANT_MS = 100
+MOST_AHEAD_MS = 10_000
 ROUND_OFF_MS = 20
 """Credit is whole milliseconds and resampling keeps a few samples; this much is always kept back."""
 
@@ -168,6 +169,8 @@ class VoiceSocket:
             case At():
                 if self._session.plan.policy is not Policy.ALIGNED:
                     raise _bad(POLICY, "not_aligned", "time stamps need a session of policy aligned")
+                if header.ms > self._session.now_ms() + MOST_AHEAD_MS:
+                    raise _bad(POLICY, "bad_time", f"a time stamp is more than {MOST_AHEAD_MS} ms ahead")
                 self._rest = b""
                 self._at_us = round(header.ms * 1000)
             case Interrupt():

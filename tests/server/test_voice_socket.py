@@ -235,3 +235,16 @@ async def test_stamped_samples_go_to_the_time_that_they_dub(server: LiveServer) 
     at = (now_ms + 500) * 48
     assert not voice.read(at - 480, 480).samples.any()
     assert (voice.read(at, 9600).samples == 9000).all()
+
+
+async def test_a_time_stamp_far_ahead_is_refused_and_does_not_take_the_voice_away(server: LiveServer) -> None:
+    session = await server.create(policy="aligned", hold_ms=3000)
+    async with session.socket("voice") as socket:
+        await socket.send(json.dumps(START))
+        await socket.send(json.dumps({"type": "at", "ms": 1e12}))
+        assert (await next_of(socket, "error"))["error"]["code"] == "bad_time"
+        assert await closed_with(socket) == 1008
+    server.registry.find(session.id, session.token).interrupt()
+    async with session.socket("voice") as socket:
+        await socket.send(json.dumps(START))
+        assert (await next_of(socket, "credit"))["ms"] > 5000
