@@ -91,11 +91,6 @@ class MelStream:
         return np.stack([np.einsum("j,jk->k", row, self._filters) for row in power])
 
 
-def frame_centre(index: float) -> float:
-    """Sample position at the middle of feature frame `index` (default settings)."""
-    return index * HOP + MelSettings().fft / 2
-
-
 class LevelTracker:
     """A causal running speech level in dB: rises within 50 ms, falls slowly, so that loudness drops out.
 

@@ -189,11 +189,6 @@ def lip_width(points: F32) -> float:
     )
 
 
-def jaw_drop(shape: F32) -> float:
-    """Chin (152) below the nose bridge (6) in a canonical shape, canonical units."""
-    return float(shape[152, 1] - shape[6, 1])
-
-
 class LipJawBasis(Protocol):
     """What identity needs of an expression basis; coefficient 0 is the aperture (see ExpressionBasis)."""
 
