@@ -306,7 +306,7 @@ def report(trainer: Trainer, clips: Sequence[CropClip]) -> None:
     lines = [
         f"Seed {recipe.seed}, {recipe.steps} steps of {2 * recipe.pairs} crops, {len(learnt)} clips.",
         f"Never learnt from, and measured on: {', '.join(recipe.held_out)}.",
-        "Licence: the weights saw the footage of these clips, identifiable people among it; see the catalogue.",
+        "Licence: the weights saw these clips, identifiable people among them; see the catalogue.",
         "",
         "| step | " + " | ".join(one.name for one in fields(Scores)) + " |",
         "|---" * (len(fields(Scores)) + 1) + "|",
@@ -370,9 +370,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Recipe().seed)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda[:N]")
-    parser.add_argument(
-        "--adapt", type=Path, metavar="CLIP", help="fine-tune on this presenter's clip instead"
-    )
+    parser.add_argument("--adapt", type=Path, metavar="CLIP", help="fine-tune on a presenter's clip instead")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.adapt is not None:
