@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from itertools import islice
 from statistics import fmean, median
 
 from retalk_models.engine import Rung
 
 _TOO_MUCH = 0.9
-_TOO_MUCH_AT_FIRST = 1.25
+_FAR_TOO_MUCH = 1.2
+_MORE_AT_FIRST = 0.3
 _ROOM = 0.7
 _ROOM_AT_HALF_RATE = 0.55
-_WINDOWS = 12
-_LEAST_WINDOWS = 6
+_WINDOWS = 25
+_LEAST_WINDOWS = 20
+_BURST = 8
 _CALM_US = 3_000_000
 _FIRST_PROBE_US = 500_000
 _LONGEST_WAIT_US = 30_000_000
 _TRUSTED_AFTER_US = 10_000_000
 _WORST_LOAD = 2.0
 _SETTLING_US = 2_000_000
+_MOST_LATE = 3
 
 
 class QualityLadder:
     """Chooses a session's rung from what its windows cost and whether its frames came late.
 
     Load is the wall time from a window's submission to its result over the time that the window covers, meant
-    over a dozen windows, so that one slow window is left to the playout delay to absorb. Down one rung when
-    load passes 0.9, before a backlog can form, or when three windows in a row are late; up one when it stayed
-    below 0.7 for three seconds (0.55 at half rate), twice as long after every step that had to be taken back.
-    In a session's first two seconds, while engine, codecs and the viewer's browser start, it takes a load of
-    1.25: less is left to the playout delay.
+    over 25 windows, a second at the usual rate, so that a slow window or a short burst is left to the playout
+    delay to absorb. Down one rung when load passes 0.9, before a backlog can form, when eight windows in a
+    row come to 1.2 on average, or when three in a row are late; up one when load stayed below 0.7 for three
+    seconds (0.55 at half rate), twice as long after every step that had to be taken back. In a session's
+    first two seconds, while engine, codecs and the viewer's browser start, it takes 0.3 more.
     A fault goes straight to pass-through. One window is tried after half a second, then after ever longer
     waits; the first that succeeds leads back to where it was, or, if it had only just recovered, one below.
     """
@@ -56,7 +60,7 @@ class QualityLadder:
 
     @property
     def load(self) -> float:
-        """The mean load of the windows since the last step, at most a dozen; 0 before the first."""
+        """The mean load of the windows since the last step, at most 25; 0 before the first."""
         return fmean(load for load, _ in self._recent) if self._recent else 0.0
 
     @property
@@ -96,9 +100,8 @@ class QualityLadder:
         self._late = 0 if on_time else self._late + 1
         if self._fixed:
             return
-        too_much = _TOO_MUCH if now_us - self._began_us >= _SETTLING_US else _TOO_MUCH_AT_FIRST
         room = _ROOM_AT_HALF_RATE if self._rung == Rung.HALF_RATE else _ROOM
-        if len(self._recent) >= _LEAST_WINDOWS and (self.load > too_much or self._late >= 3):
+        if self._overloaded(now_us) or self._late >= _MOST_LATE:
             if self._climbed_us is not None and now_us - self._climbed_us < 4 * self._calm_us:
                 self._calm_us = min(2 * self._calm_us, _LONGEST_WAIT_US)
             self._down(now_us)
@@ -124,6 +127,17 @@ class QualityLadder:
         self._probe_us = now_us + self._wait_us
         if again:
             self._back_off(now_us)
+
+    def _overloaded(self, now_us: int) -> bool:
+        count = len(self._recent)
+        if not count or self._recent[-1][0] <= _TOO_MUCH:
+            return False  # it is easing off by itself
+        settling = self._began_us is not None and now_us - self._began_us < _SETTLING_US
+        more = _MORE_AT_FIRST if settling else 0.0
+        if count >= _LEAST_WINDOWS and self.load > _TOO_MUCH + more:
+            return True
+        burst = [load for load, _ in islice(self._recent, max(0, count - _BURST), None)]
+        return len(burst) == _BURST and fmean(burst) > _FAR_TOO_MUCH + more
 
     def _down(self, now_us: int) -> None:
         self._move(Rung(self._rung + 1), now_us)

@@ -147,3 +147,18 @@ def test_the_turmoil_of_the_first_second_costs_no_rung() -> None:
     for k in range(100, 125):
         ladder.finished(k * STEP_US, 45_000, STEP_US, True)
     assert rung(ladder) > Rung.FULL
+
+
+def test_half_a_second_at_the_edge_is_left_to_the_playout_delay() -> None:
+    ladder = QualityLadder()
+    for k in range(25 * 20):
+        cost_us = 40_000 if k % 125 < 13 else 22_000
+        ladder.finished(k * STEP_US, cost_us, STEP_US, True)
+        assert rung(ladder) == Rung.FULL
+
+
+def test_a_backlog_that_grows_costs_a_rung_within_half_a_second() -> None:
+    ladder = QualityLadder()
+    now_us = drive(ladder, 0, 10, 22_000)
+    drive(ladder, now_us, 0.5, 60_000)
+    assert rung(ladder) > Rung.FULL
