@@ -38,9 +38,6 @@ from retalk_models.talkin.target import TargetGeometry
 _VISIBLE = 0.004
 """A dub weaker than this cannot be seen, so the frame is left alone."""
 
-RENDERED = False
-"""Whether the rendering net has a say in what is shown."""
-
 _STAGES = ("track", "expression", "render", "composite", "enhance")
 
 
@@ -79,13 +76,14 @@ class TalkinEngine:
 
     @classmethod
     def load(
-        cls, device: str = "auto", rendered: bool = RENDERED, renderer: Path | None = None
+        cls, device: str = "auto", rendered: bool = True, renderer: Path | None = None
     ) -> TalkinEngine:
         """Load the bundled weights.
 
         device: "auto", "cpu" or "cuda[:N]", of the rendering net; "auto" is CUDA where there is one. All else
         is so small that the processor is the fastest place for it.
-        rendered: whether the rendering net runs at all. renderer: its weights, in place of the bundled ones.
+        rendered: whether the rendering net has a say in what is shown. renderer: its weights, in place of the
+        bundled ones.
         Raises ValueError for a device that is not there, WeightsError for weights that are damaged.
         """
         place = _check_device(device)

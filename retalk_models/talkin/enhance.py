@@ -42,6 +42,9 @@ _KEEP = 0.6
 _STILL = 0.7
 """Lip motion in crop samples at which what is kept falls to a third."""
 
+_APART = (0.03, 0.06)
+"""Apertures (canonical units) up to which the net draws between the lips, and from which it does not."""
+
 RENDERER_FILE = "talkin_renderer.safetensors"
 
 _LIPS = [*OUTER_LIPS, *INNER_LIPS]
@@ -140,10 +143,11 @@ class Enhancement:
             second = look(view.small, places)
             tone = tone_shift(first, second, reach)
             second = np.asarray(np.clip(np.rint(second + tone), 0, 255), np.uint8)
-        value = net_input(context, first, second, outlines(placed), reach)
+        drawn = outlines(placed)
+        value = net_input(context, first, second, drawn, reach)
         share, change = (one[0] for one in self._renderer(value[None]))
         answer = self._steadied(_Answer(share, change, placed[_LIPS]))
-        reach = reach * np.float32(effect) * _field_reach(field, crop)
+        reach = reach * np.float32(effect) * _field_reach(field, crop) * _outside(drawn, target.opening)
         _lay(dubbed, field.box, crop, answer, reach, view, places, tone)
 
     def _steadied(self, answer: _Answer) -> _Answer:
@@ -164,6 +168,19 @@ def _effect(face: ObservedFace, target: TargetFace) -> float:
     """0..1: a mouth that hardly moves is best left as the frame has it."""
     away = np.linalg.norm(target.target[_LIPS] - face.points[_LIPS, :2], axis=1).mean() / face.pose.scale
     return float(np.clip((away - _MOVED[0]) / (_MOVED[1] - _MOVED[0]), 0, 1))
+
+
+def _outside(drawn: U8, opening: float) -> F32:
+    """(SIDE, SIDE) 0..1, what of the crop the net may change. drawn: outlines of the target.
+
+    Which teeth show in a wide mouth no outline tells, so a net that was taught by distance draws their mean,
+    a fog. The warp shows the person's own.
+    """
+    apart = float(np.clip((opening - _APART[0]) / (_APART[1] - _APART[0]), 0, 1))
+    if apart == 0:
+        return np.ones((SIDE, SIDE), np.float32)
+    inside = cv2.dilate(drawn[..., 1], np.ones((3, 3), np.uint8)).astype(np.float32)
+    return np.asarray(1 - np.float32(apart / 255) * cv2.blur(inside, (5, 5)), np.float32)
 
 
 def _field_reach(field: WarpField, crop: MouthCrop) -> F32:

@@ -1,0 +1,221 @@
+"""The enhancement stage: what it may change, what it leaves, and what it remembers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+import pytest
+
+from retalk_models.engine import EngineOptions, EngineOutput, Rung
+from retalk_models.face.geometry import INNER_LIPS, ObservedFace, template
+from retalk_models.face.warp import WarpField, warp_field
+from retalk_models.picture import F32, Picture
+from retalk_models.talkin.engine import TalkinEngine
+from retalk_models.talkin.enhance import Enhancement, NetRenderer
+from retalk_models.talkin.mouth_crop import SIDE
+from retalk_models.talkin.target import TargetFace
+from retalk_models.talkin.views import PersonViews, take_view
+from tests.retalk_models import faces
+
+LEVELS = 30
+WIDE = 0.12
+
+
+@dataclass
+class ToldRenderer:
+    """Says the same of every crop: how much of the second warp, and what to add to the luma."""
+
+    share: float = 0.0
+    added: float = LEVELS
+    seen: list[F32] = field(default_factory=list)
+
+    def __call__(self, values: F32) -> tuple[F32, F32]:
+        self.seen.append(values)
+        change = np.zeros((len(values), SIDE, SIDE, 3), np.float32)
+        change[..., 0] = self.added
+        return np.full((len(values), SIDE, SIDE), self.share, np.float32), change
+
+
+def observed(opening: float = 0.0, x: float = 320.0) -> ObservedFace:
+    at = faces.pose(x=x)
+    return ObservedFace(faces.points(opening, at), at, template(), opening)
+
+
+def moved(face: ObservedFace, opening: float) -> TargetFace:
+    """This face with its lips so far apart."""
+    points = faces.points(opening, face.pose)
+    own, there = np.ascontiguousarray(face.points[:, :2]), np.ascontiguousarray(points[:, :2])
+    return TargetFace(own, there, np.ascontiguousarray(points[:, 2]), face.pose, opening, 0.0)
+
+
+def field_of(target: TargetFace) -> WarpField:
+    found = warp_field(target.source, target.target, target.depth, (640, 480), feather=12.0)
+    assert found is not None
+    return found
+
+
+def enhanced(
+    renderer: ToldRenderer, opening: float, before: float = 0.0
+) -> tuple[Picture, Picture, TargetFace]:
+    """A frame, what became of it, and the target: lips `before` apart are moved to `opening`."""
+    picture = faces.noise()
+    face = observed(before)
+    target = moved(face, opening)
+    dubbed = picture.copy()
+    Enhancement(renderer)(picture, dubbed, face, target, template(), field_of(target), 1.0)
+    return picture, dubbed, target
+
+
+def inside_lips(target: TargetFace) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    mask = np.zeros((480, 640), np.uint8)
+    cv2.fillPoly(mask, [np.round(target.target[list(INNER_LIPS)]).astype(np.int32)], 1)
+    return mask
+
+
+def test_a_net_that_says_nothing_changes_nothing() -> None:
+    picture, dubbed, _ = enhanced(ToldRenderer(added=0.0), WIDE)
+    assert np.array_equal(dubbed.planes, picture.planes)
+
+
+def test_what_the_net_adds_stays_within_the_warps_own_box() -> None:
+    picture, dubbed, target = enhanced(ToldRenderer(), WIDE)
+    differs = dubbed.y != picture.y
+    assert differs.any()
+    box = field_of(target).box
+    differs[box.top : box.bottom, box.left : box.right] = False
+    assert not differs.any()
+    assert np.array_equal(dubbed.u, picture.u)
+
+
+def test_the_inside_of_a_wide_mouth_is_not_fogged() -> None:
+    picture, dubbed, target = enhanced(ToldRenderer(), WIDE)
+    inside = cv2.erode(inside_lips(target), np.ones((3, 3), np.uint8)) > 0
+    assert inside.sum() > 50
+    added = dubbed.y.astype(int) - picture.y
+    assert np.abs(added[inside]).max() <= 0.15 * LEVELS
+    lips = target.target[[0, 17]].round().astype(int)
+    assert all(added[y, x] >= 0.7 * LEVELS for x, y in lips if picture.y[y, x] < 255 - LEVELS)
+
+
+def test_between_lips_that_hardly_part_the_net_draws() -> None:
+    picture, dubbed, target = enhanced(ToldRenderer(), 0.025, before=WIDE)
+    middle = target.target[[13, 14]].mean(axis=0).round().astype(int)
+    assert int(dubbed.y[middle[1], middle[0]]) - int(picture.y[middle[1], middle[0]]) >= 0.7 * LEVELS or (
+        picture.y[middle[1], middle[0]] > 255 - LEVELS
+    )
+
+
+def test_a_mouth_that_need_not_move_is_left_alone() -> None:
+    renderer = ToldRenderer()
+    face = observed(0.05)
+    still, there = moved(face, 0.05), moved(face, WIDE)
+    picture = faces.noise()
+    dubbed = picture.copy()
+    Enhancement(renderer)(picture, dubbed, face, still, template(), field_of(there), 1.0)
+    assert np.array_equal(dubbed.planes, picture.planes)
+    assert not renderer.seen
+
+
+def test_strength_scales_what_is_added() -> None:
+    picture = Picture(np.full((720, 640), 100, np.uint8), 640, 480)
+    face = observed()
+    target = moved(face, WIDE)
+    most = []
+    for strength in (0.0, 0.5, 1.0):
+        dubbed = picture.copy()
+        Enhancement(ToldRenderer())(picture, dubbed, face, target, template(), field_of(target), strength)
+        most.append(int(dubbed.y.max()) - 100)
+    assert most[0] == 0
+    assert abs(most[1] - LEVELS / 2) <= 1
+    assert abs(most[2] - LEVELS) <= 1
+
+
+def test_lips_that_stand_still_do_not_flicker_and_a_pause_forgets() -> None:
+    picture = Picture(np.full((720, 640), 100, np.uint8), 640, 480)
+    face = observed()
+    target = moved(face, WIDE)
+    renderer = ToldRenderer()
+    stage = Enhancement(renderer)
+    most = []
+    for added in (40, 0, 0):
+        renderer.added = added
+        dubbed = picture.copy()
+        stage(picture, dubbed, face, target, template(), field_of(target), 1.0)
+        most.append(int(dubbed.y.max()) - 100)
+    assert most[0] > most[1] > most[2] > 0
+    stage.pause()
+    dubbed = picture.copy()
+    stage(picture, dubbed, face, target, template(), field_of(target), 1.0)
+    assert np.array_equal(dubbed.planes, picture.planes)
+
+
+def test_the_second_warp_comes_from_a_view_of_the_person_at_the_frames_own_detail() -> None:
+    held = faces.noise(seed=1)
+    face = observed(WIDE)
+    stage = Enhancement(ToldRenderer(share=1.0, added=0.0))
+    stage.observe(held, face, template(), 0.04)
+    picture = Picture(np.full((720, 640), 100, np.uint8), 640, 480)
+    shut = observed()
+    target = moved(shut, WIDE)
+    dubbed = picture.copy()
+    stage(picture, dubbed, shut, target, template(), field_of(target), 1.0)
+    x, y = target.target[17].round().astype(int)
+    part = (slice(y - 4, y + 5), slice(x - 8, x + 9))
+    shown, kept = dubbed.y[part].astype(float), held.y[part].astype(float)
+    assert shown.std() > 0.5 * kept.std()
+
+
+@pytest.mark.parametrize("rung", [Rung.NO_ENHANCEMENT, Rung.HALF_RATE])
+def test_without_enhancement_a_frame_is_the_warp_alone(rung: Rung) -> None:
+    wave = np.full(400, WIDE, np.float32)
+    pictures = [faces.portrait(x=i) for i in range(6)]
+    results: list[list[EngineOutput]] = []
+    for renderer in (None, ToldRenderer()):
+        engine = TalkinEngine(faces.ToldSpeech(wave), faces.BASIS, {}, renderer)
+        session = engine.open_session(EngineOptions())
+        results.append(faces.dub(session, faces.frames(pictures), rung=rung))
+        session.close()
+    for alone, other in zip(*results, strict=True):
+        assert np.array_equal(alone.picture.planes, other.picture.planes)
+
+
+def test_the_bundled_net_has_a_say_at_full_quality_and_only_within_the_region() -> None:
+    wave = np.full(400, 0.02, np.float32)
+    pictures = [faces.portrait(x=i) for i in range(8)]
+    results: list[list[EngineOutput]] = []
+    for renderer in (None, NetRenderer()):
+        engine = TalkinEngine(faces.ToldSpeech(wave), faces.BASIS, {}, renderer)
+        session = engine.open_session(EngineOptions())
+        results.append(faces.dub(session, faces.frames(pictures)))
+        session.close()
+    alone, other = results[0][-1], results[1][-1]
+    assert other.region is not None
+    differs = alone.picture.y != other.picture.y
+    assert differs.any()
+    box = other.region
+    differs[box.top : box.bottom, box.left : box.right] = False
+    assert not differs.any()
+
+
+def test_views_follow_the_aperture_and_do_not_swing_around_its_edge() -> None:
+    views = PersonViews()
+    shut, wide = observed(0.0), observed(WIDE)
+    views.observe(faces.noise(), shut, template(), 0.04)
+    views.observe(faces.noise(), replace(wide, opening=WIDE), template(), 1.0)
+    at_rest = views.choose(shut.pose, 0.0)
+    speaking = views.choose(shut.pose, WIDE)
+    assert at_rest is not None
+    assert speaking is not None
+    assert at_rest is not speaking
+    assert views.choose(shut.pose, 0.02) is speaking
+    assert views.choose(shut.pose, 0.01) is at_rest
+    assert views.choose(shut.pose, 0.02) is at_rest
+    views.reset()
+    assert views.choose(shut.pose, WIDE) is None
+
+
+def test_no_view_is_taken_where_the_mouth_is_cut_off_by_the_frames_edge() -> None:
+    assert take_view(faces.noise(), observed(), template()) is not None
+    assert take_view(faces.noise(), observed(x=12.0), template()) is None
