@@ -71,20 +71,26 @@ class ModulatedConv(nn.Module):
         self.demodulate = demodulate
         self.padding = kernel // 2
 
-    def scales(self, style: Tensor, gain: float) -> tuple[Tensor, Tensor | None]:
-        """Factors for input and output channels, (B, C, 1, 1) float32."""
+    def scales(self, style: Tensor, gain: float) -> tuple[Tensor, Tensor]:
+        """Factors for input and output channels, (B, C, 1, 1) float32; those for the input are -1..1.
+
+        What they are divided by comes back after the convolution, so that half precision cannot overflow in
+        it, however strong a style is.
+        """
         into: Tensor = self.modulation(style)
-        if not self.demodulate:
-            return into[:, :, None, None], None
-        energy = self.weight[0].float().square().sum(dim=(2, 3))
-        out = gain * torch.rsqrt(into.square() @ energy.T + 1e-8)
-        return into[:, :, None, None], out[:, :, None, None]
+        peak = into.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
+        if self.demodulate:
+            energy = self.weight[0].float().square().sum(dim=(2, 3))
+            out = gain * peak * torch.rsqrt(into.square() @ energy.T + 1e-8)
+        else:
+            out = peak
+        return (into / peak)[:, :, None, None], out[:, :, None, None]
 
     def forward(self, x: Tensor, style: Tensor, *, gain: float = 1.0, up: bool = False) -> Tensor:
         into, out = self.scales(style, gain)
         x = x * into.to(x.dtype)
         x = F.conv2d(double(x) if up else x, self.weight[0], padding=self.padding)
-        return x if out is None else x * out.to(x.dtype)
+        return x * out.to(x.dtype)
 
 
 class StyleConv(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retalk_models.videoretalking.dft import SmallDFT
 from retalk_models.videoretalking.dnet import DNet
-from retalk_models.videoretalking.enet import ENet
+from retalk_models.videoretalking.enet import ENet, ModulatedConv
 from retalk_models.videoretalking.fast import (
     accelerate_coefficient_net,
     accelerate_dnet,
@@ -110,7 +110,8 @@ def test_lnet_in_half_precision(
 ) -> None:
     mel, faces, want = lnet_case
     fast = accelerate_lnet(copy.deepcopy(lnet), dtype)
-    assert half_bytes(fast, dtype) > 0.9
+    # In bfloat16 the encoder and the widest level are left alone: most of the weights, half of the work.
+    assert half_bytes(fast, dtype) > (0.9 if dtype is torch.float16 else 0.09)
     quality = psnr(fast(mel, faces), want, 1.0)
     print(f"lnet {dtype}: {quality:.1f} dB")
     assert quality >= least_db
@@ -131,13 +132,16 @@ def test_dnet_rebuilt_is_the_same_function(dnet: DNet, dnet_case: tuple[Tensor, 
     assert float((fast(image, semantics).fake_image - want).abs().max()) < 1e-4
 
 
-def test_dnet_in_half_precision(dnet: DNet, dnet_case: tuple[Tensor, Tensor, Tensor]) -> None:
+@halves
+def test_dnet_in_half_precision(
+    dtype: torch.dtype, least_db: float, dnet: DNet, dnet_case: tuple[Tensor, Tensor, Tensor]
+) -> None:
     image, semantics, want = dnet_case
-    fast = accelerate_dnet(copy.deepcopy(dnet), torch.bfloat16)
-    assert half_bytes(fast, torch.bfloat16) > 0.9
+    fast = accelerate_dnet(copy.deepcopy(dnet), dtype)
+    assert half_bytes(fast, dtype) > 0.9
     quality = psnr(fast(image, semantics).fake_image, want, 2.0)
-    print(f"dnet bfloat16: {quality:.1f} dB")
-    assert quality >= 40
+    print(f"dnet {dtype}: {quality:.1f} dB")
+    assert quality >= least_db
 
 
 @halves
@@ -163,6 +167,19 @@ def test_enets_style_in_half_precision(enhancer: tuple[LNet, ENet], golden: Load
     fast = accelerate_enet(copy.deepcopy(enhancer[1]), torch.float16)
     got = fast.style(picture(facts["in_faces_u8"])[:, 3:])
     assert float((got - want).norm() / want.norm()) < 0.003
+
+
+def test_a_strong_style_overflowed_float16() -> None:
+    torch.manual_seed(0)
+    conv = ModulatedConv(64, 32, 3, demodulate=True)
+    torch.nn.init.normal_(conv.weight, std=0.04)
+    conv.modulation.bias.fill_(20_000.0)
+    x, style = torch.randn(2, 64, 8, 8), torch.randn(2, 512)
+    want = conv(x, style)
+    half = copy.deepcopy(conv)
+    half.weight.data = half.weight.data.half()
+    got = half(x.half(), style).float()
+    assert psnr(got, want, float(want.abs().max())) > 50
 
 
 @halves
