@@ -190,7 +190,9 @@ class Decoder(nn.Module):
     def forward(self, levels: list[Tensor], z: Tensor) -> Tensor:
         x = levels[3]
         for index, _, _ in self.LEVELS:
-            x = self.get_submodule(f"up{index}")(self.speak(x, z, index))
+            # A level may be more exact than what follows it.
+            x = self.speak(x, z, index).to(levels[index].dtype)
+            x = self.get_submodule(f"up{index}")(x)
             x = x + self.get_submodule(f"jump{index}")(levels[index])
         return torch.sigmoid(self.final(x))
 
@@ -206,6 +208,7 @@ class LNet(nn.Module):
         self.bank: nn.Module | None = None
         self.compute_dtype = torch.float32
         self.encoder_dtype = torch.float32
+        self.deep_dtype = torch.float32
 
     def hear(self, mel: Tensor) -> Tensor:
         """(B, 1, 80, 16) float32 mel, -4..4 -> (B, 512) float32 voice descriptor."""
@@ -224,7 +227,8 @@ class LNet(nn.Module):
         levels: list[Tensor] = self.encoder(masked.to(self.encoder_dtype), features)
         if self.bank is not None:
             voice = self.bank(voice)
-        out: Tensor = self.decoder([level.to(self.compute_dtype) for level in levels], voice)
+        shallow = [level.to(self.compute_dtype) for level in levels[:3]]
+        out: Tensor = self.decoder([*shallow, levels[3].to(self.deep_dtype)], voice)
         return out.float()
 
     def forward(self, mel: Tensor, faces: Tensor) -> Tensor:
