@@ -12,8 +12,11 @@ T = TypeVar("T")
 
 Key = tuple[int, int, int]
 
-_BETTER = 0.08
+BETTER = 0.08
 """A reference takes another's place only if better by so much: teeth must not change for nothing."""
+
+AGED = 0.1
+"""The most that a reference loses by its age. More than BETTER, so that an old one gives way to its like."""
 
 _APART, _FARTHEST = 0.15, 4
 """What a reference is worth per cell between it and its nearest neighbour, over at most so many cells."""
@@ -48,14 +51,17 @@ class CacheUse:
 class PoseCache(Generic[T]):
     """At most one reference per cell of pose, at most `capacity` in all.
 
-    cell: the cells' size in radians.
+    cell: the cells' size in radians. ageing: quality that a reference loses a second against those that would
+    take its place, down to AGED less: what light and camera do to a face does not last.
     """
 
-    def __init__(self, capacity: int = 12, cell: float = 0.26) -> None:
+    def __init__(self, capacity: int = 12, cell: float = 0.26, ageing: float = 0.0) -> None:
         if capacity < 1:
             raise ValueError(f"a pose cache needs a capacity of at least 1, not {capacity}")
         self._capacity, self._cell = capacity, cell
+        self._ageing, self._now_s = ageing, 0.0
         self._kept: dict[Key, Reference[T]] = {}
+        self._since: dict[Key, float] = {}
         self._hits = self._misses = 0
 
     def __len__(self) -> int:
@@ -63,6 +69,11 @@ class PoseCache(Generic[T]):
 
     def clear(self) -> None:
         self._kept.clear()
+        self._since.clear()
+
+    def age(self, elapsed_s: float) -> None:
+        """Let time pass."""
+        self._now_s += elapsed_s
 
     def held(self) -> tuple[Reference[T], ...]:
         """All references, in no order that means anything."""
@@ -79,7 +90,8 @@ class PoseCache(Generic[T]):
         key = self._key(yaw, pitch, roll)
         held = self._kept.get(key)
         if held is not None:
-            return quality > held.quality + _BETTER
+            aged = min(AGED, self._ageing * (self._now_s - self._since[key]))
+            return quality > held.quality + BETTER - aged
         if len(self._kept) < self._capacity:
             return True
         # By what each is worth, or a full cache of equals would never learn a pose that is new.
@@ -90,8 +102,10 @@ class PoseCache(Generic[T]):
         """Take a reference in, in place of its cell's or, when full, of the one that the rest covers best."""
         key = self._key(reference.yaw, reference.pitch, reference.roll)
         if key not in self._kept and len(self._kept) >= self._capacity:
-            del self._kept[self._weakest()]
+            weakest = self._weakest()
+            del self._kept[weakest], self._since[weakest]
         self._kept[key] = reference
+        self._since[key] = self._now_s
 
     def seek(
         self, yaw: float, pitch: float, current: Reference[T] | None = None, roll: float = 0.0

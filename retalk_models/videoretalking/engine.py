@@ -13,7 +13,7 @@ from retalk_models.restore import MouthRestorer, load_restorer
 from retalk_models.store import CheckpointStore, default_folder
 from retalk_models.videoretalking.files import load_nets
 from retalk_models.videoretalking.mel import LOOK_AHEAD
-from retalk_models.videoretalking.references import ReferenceMaker, Scene
+from retalk_models.videoretalking.scenes import ReferenceMaker, Scene
 from retalk_models.videoretalking.session import VideoRetalkingSession, WindowPlan, draw
 from retalk_models.videoretalking.stages import BUCKETS, FaceReference, Stages, new_stream
 

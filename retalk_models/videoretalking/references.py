@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
-from typing import Protocol
 
-import cv2
-import numpy as np
 import torch
-from torch import Tensor
 
-from retalk_models.engine import Template
 from retalk_models.face.geometry import Pose
-from retalk_models.face.tracker import shrink
-from retalk_models.picture import F32, U8, Box, Picture
-from retalk_models.pose_cache import CacheUse, PoseCache, Reference
-from retalk_models.videoretalking.canvas import SIDE
-from retalk_models.videoretalking.geometry import (
-    F64,
-    Alignment,
-    align,
-    cut_aligned,
-    face_frame,
-    first_crop,
-    semantic_row,
-    semantic_window,
-)
-from retalk_models.videoretalking.stages import FaceReference, Stages
+from retalk_models.pose_cache import PoseCache, Reference
+from retalk_models.videoretalking.scenes import Made, MakesReferences, SceneSource, make, within_reach
+from retalk_models.videoretalking.stages import FaceReference
 
-CROP = 256
-"""Side of D-Net's pictures."""
+logger = logging.getLogger(__name__)
 
 CELL = 0.21
 """Size in radians (12 degrees) of the cells of pose that get a reference each."""
@@ -38,130 +20,56 @@ CELL = 0.21
 CAPACITY = 48
 """References of one session: 0.3 MB each in float32."""
 
-_YAW, _PITCH = 0.6, 0.5
-"""Radians. A head turned farther is more than D-Net can redraw; its own picture is the reference then."""
+_CANONICAL, _OWN, _CLARITY = 0.92, 0.82, 0.08
+"""Quality of a reference with a canonical expression, of one that is the frame itself, and what a clear
+picture adds. So far apart that a canonical one takes the place of a frame's own, never the other way round;
+no farther, for in the end one that fits the pose is better than a canonical one of another."""
 
-_CANONICAL, _OWN = 1.0, 0.95
-"""Quality of a reference with a canonical expression, and of one that is the frame itself."""
+AGEING = 0.004
+"""Quality that a reference loses a second: its like takes its place after 20 s, a clearer one sooner."""
 
 _CROSS_S = 0.12
 """A change of reference takes three frames at 25 a second."""
 
+_WAIT, _LONGEST_WAIT = 8, 1024
+"""Frames that pass after a failure before the next attempt, doubled with each further one up to so many."""
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scene:
-    """What a reference is made of: part of a frame, copied, for the frame itself moves on.
 
-    rgb: (h, w, 3), the part. landmarks: (68, 2) in its pixels. face: the nets' box in it, all of it inside.
-    pose: of the head. template: the expression to give it.
-    """
+class _Patience:
+    """How long to leave alone what has failed."""
 
-    rgb: U8
-    landmarks: F64
-    face: Box
-    pose: Pose
-    template: Template
+    def __init__(self) -> None:
+        self._next, self._left = _WAIT, 0
 
-    @classmethod
-    def cut(cls, picture: Picture, landmarks: F64, face: Box, pose: Pose, template: Template) -> Scene:
-        """landmarks, face: in the picture's pixels."""
-        around = first_crop(face_frame(landmarks), picture.width, picture.height)
-        left, top = min(around.left, face.left) & ~1, min(around.top, face.top) & ~1
-        right, bottom = max(around.right, face.right), max(around.bottom, face.bottom)
-        part = Box(left, top, right + right % 2, bottom + bottom % 2)
-        rgb = shrink(picture, part, max(part.width, part.height)).rgb()
-        moved = Box(face.left - left, face.top - top, face.right - left, face.bottom - top)
-        return cls(rgb, landmarks - (left, top), moved, pose, template)
+    def pass_frame(self) -> None:
+        self._left = max(0, self._left - 1)
 
     @property
-    def within_reach(self) -> bool:
-        """Whether D-Net can be asked for this pose."""
-        return abs(self.pose.yaw) <= _YAW and abs(self.pose.pitch) <= _PITCH
+    def over(self) -> bool:
+        return self._left == 0
 
-
-class MakesReferences(Protocol):
-    """What turns a scene into a reference; see ReferenceMaker."""
-
-    def own(self, scene: Scene) -> FaceReference: ...
-
-    def canonical(self, scene: Scene) -> FaceReference: ...
-
-
-class ReferenceMaker:
-    """Runs D-Net and what comes with it. One for all sessions."""
-
-    def __init__(self, stages: Stages) -> None:
-        self._stages = stages
-
-    def own(self, scene: Scene) -> FaceReference:
-        """The face as it is."""
-        with torch.inference_mode():
-            return self._stages.reference(_face_of(scene.rgb, scene.face))
-
-    def canonical(self, scene: Scene) -> FaceReference:
-        """The face with the template's expression: coefficient net, D-Net, and back into its surroundings."""
-        with torch.inference_mode():
-            return self._stages.reference(_face_of(self.redrawn(scene), scene.face))
-
-    def redrawn(self, scene: Scene) -> U8:
-        """The scene with its face redrawn by D-Net inside the face's square; (h, w, 3) RGB."""
-        height, width = scene.rgb.shape[:2]
-        frame = face_frame(scene.landmarks)
-        around = first_crop(frame, width, height)
-        crop = scene.rgb[around.top : around.bottom, around.left : around.right]
-        small = cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
-        scale = np.array([CROP / around.width, CROP / around.height])
-        landmarks = (scene.landmarks - (around.left, around.top)) * scale
-        alignment = align(landmarks, self._stages.standard_points, CROP, CROP)
-        window = self._semantics(np.asarray(small, np.uint8), alignment, scene.template)
-        image = _tensor(small) * 2 - 1
-        fake = self._stages.canonical(image, torch.from_numpy(window)[None])
-        # Truncated, as the nets that follow were trained on.
-        drawn = ((fake[0] + 1) * 127.5).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        # Outside the face's square the picture stays its own.
-        inside = np.zeros((CROP, CROP), np.uint8)
-        square = face_frame(landmarks).quad
-        cv2.fillConvexPoly(inside, np.round(square * 16).astype(np.int32), 1, cv2.LINE_8, 4)
-        mixed = np.where(inside[..., None] > 0, drawn, small)
-        out = scene.rgb.copy()
-        out[around.top : around.bottom, around.left : around.right] = cv2.resize(
-            mixed, (around.width, around.height), interpolation=cv2.INTER_LINEAR
-        )
-        return out
-
-    def _semantics(self, small: U8, alignment: Alignment, template: Template) -> F32:
-        coefficients = self._stages.coefficients(_tensor(cut_aligned(small, alignment)))
-        row = semantic_row(coefficients.numpy(), alignment)
-        expressions = self._stages.expressions
-        wanted = expressions.smile if template is Template.SMILE else expressions.neutral
-        # The pose is held over the whole window: live there is no future, and a reference is a still.
-        return semantic_window(row[None], wanted)
-
-
-def _tensor(rgb: U8) -> Tensor:
-    """(h, w, 3) uint8 -> (1, 3, h, w) float32, 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].float() / 255
-
-
-def _face_of(rgb: U8, face: Box) -> Tensor:
-    """(1, 3, 384, 384) BGR, 0..1."""
-    crop = rgb[face.top : face.bottom, face.left : face.right]
-    whole = cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
-    return _tensor(np.asarray(whole, np.uint8)).flip(1)
+    def note(self, worked: bool) -> None:
+        """Say how an attempt went."""
+        if worked:
+            self._next = _WAIT
+        else:
+            self._left, self._next = self._next, min(2 * self._next, _LONGEST_WAIT)
 
 
 class FaceReferences:
     """One session's references. Used by the session's thread alone.
 
-    worker: where references are made while frames go on without them; None makes each at once.
+    worker: where references are made while frames go on without them; None makes each at once. What cannot be
+    made is counted, left alone for a while and tried again; it is never the frames' fault.
     """
 
     def __init__(self, maker: MakesReferences, worker: Executor | None) -> None:
         self._maker, self._worker = maker, worker
-        self._cache: PoseCache[FaceReference] = PoseCache(CAPACITY, CELL)
-        self._pending: tuple[Future[FaceReference], Scene, int] | None = None
+        self._cache: PoseCache[FaceReference] = PoseCache(CAPACITY, CELL, AGEING)
+        self._pending: tuple[Future[Made], Pose, float, int] | None = None
+        self._orders, self._makeshifts = _Patience(), _Patience()
         self._person = 0
-        self._made = 0
+        self._made = self._failed = 0
         self._forget()
 
     def __len__(self) -> int:
@@ -176,6 +84,8 @@ class FaceReferences:
         """Forget the person; what is still being made is not taken in."""
         self._cache.clear()
         self._person += 1
+        if self._pending is not None and self._pending[0].cancel():
+            self._pending = None
         self._forget()
 
     def _forget(self) -> None:
@@ -187,28 +97,32 @@ class FaceReferences:
 
     def close(self) -> None:
         """Ask that nothing more be made."""
-        if self._pending is not None:
-            self._pending[0].cancel()
-        self._pending = None
         self.reset()
+        self._pending = None
 
-    def take_use(self) -> tuple[CacheUse, int]:
-        """Hits and misses, and references made, since this was last asked."""
-        made, self._made = self._made, 0
-        return self._cache.take_use(), made
+    def take_counts(self) -> dict[str, int]:
+        """Hits and misses, references made and attempts that failed, since this was last asked."""
+        counts = self._cache.take_use().counts()
+        counts |= {"references_made": self._made, "references_failed": self._failed}
+        self._made = self._failed = 0
+        return counts
 
-    def seek(self, scene: SceneSource) -> None:
-        """Look the frame's pose up and have a reference made where there is none; once per tracked frame."""
+    def seek(self, source: SceneSource, elapsed_s: float = 0.0) -> None:
+        """Look the frame's pose up and have a reference made where there is none; once per tracked frame.
+
+        elapsed_s: since the frame before.
+        """
+        self._cache.age(elapsed_s)
+        self._orders.pass_frame()
+        self._makeshifts.pass_frame()
         self._take_in()
-        pose = scene.pose
+        pose = source.pose
         found = self._cache.seek(pose.yaw, pose.pitch, self._current, pose.roll)
-        if self._pending is None and self._cache.wants(pose.yaw, pose.pitch, _OWN, pose.roll):
-            self._order(scene.cut())
+        if self._pending is None and self._orders.over and self._order(source):
             found = self._cache.nearest(pose.yaw, pose.pitch, self._current, pose.roll)
         if found is None:
-            if self._makeshift is None:
-                # The first frames of a person do not wait either: their own picture is a reference.
-                self._makeshift = self._reference(self._maker.own(scene.cut()), pose, _OWN)
+            if self._makeshift is None and self._makeshifts.over:
+                self._makeshift = self._own_picture(source)
             found = self._makeshift
         if found is not self._current:
             self._before, self._crossed = self._shown, 0.0 if self._shown is not None else 1.0
@@ -227,45 +141,75 @@ class FaceReferences:
         )
         return self._shown
 
-    def _order(self, scene: Scene) -> None:
-        work = self._maker.canonical if scene.within_reach else self._maker.own
-        if self._worker is None:
-            self._adopt(work(scene), scene)
-        else:
-            self._pending = (self._worker.submit(work, scene), scene, self._person)
+    def _order(self, source: SceneSource) -> bool:
+        """Have a reference made of this frame if one would be taken in; whether it was."""
+        pose, canonical = source.pose, within_reach(source.pose)
+        try:
+            # Its clarity is measured only where it matters.
+            best = _quality(canonical, 1.0)
+            if not self._cache.wants(pose.yaw, pose.pitch, best, pose.roll):
+                return False
+            clarity = source.clarity()
+            if not self._cache.wants(pose.yaw, pose.pitch, _quality(canonical, clarity), pose.roll):
+                return False
+            scene = source.cut()
+            if self._worker is not None:
+                job = self._worker.submit(make, self._maker, scene, canonical)
+                self._pending = (job, pose, clarity, self._person)
+                return True
+        except Exception as error:
+            self._blame(error, self._orders)
+            return False
+        self._adopt(make(self._maker, scene, canonical), pose, clarity)
+        return True
 
     def _take_in(self) -> None:
         if self._pending is None or not self._pending[0].done():
             return
-        future, scene, person = self._pending
+        future, pose, clarity, person = self._pending
         self._pending = None
-        made = future.result()
-        if person == self._person:
-            self._adopt(made, scene)
+        try:
+            made = future.result()
+        except Exception as error:
+            self._blame(error, self._orders)
+            return
+        self._adopt(made, pose, clarity, person == self._person)
 
-    def _adopt(self, made: FaceReference, scene: Scene) -> None:
-        self._made += 1
-        quality = _CANONICAL if scene.within_reach else _OWN
-        self._cache.add(self._reference(made, scene.pose, quality))
+    def _adopt(self, made: Made, pose: Pose, clarity: float, wanted: bool = True) -> None:
+        self._failed += made.failed
+        self._orders.note(made.failed == 0)
+        if made.reference is not None and wanted:
+            self._made += 1
+            quality = _quality(made.canonical, clarity)
+            # Where D-Net failed, an old canonical one is still better than the frame itself.
+            if self._cache.wants(pose.yaw, pose.pitch, quality, pose.roll):
+                self._cache.add(_reference(made.reference, pose, quality))
 
-    @staticmethod
-    def _reference(made: FaceReference, pose: Pose, quality: float) -> Reference[FaceReference]:
-        for tensor in (made.features, made.style):
-            if tensor.is_cuda:
-                # Made on another stream: its memory must not be reused there while this one reads it.
-                tensor.record_stream(torch.cuda.current_stream(tensor.device))
-        return Reference(made, pose.yaw, pose.pitch, quality, pose.roll)
+    def _own_picture(self, source: SceneSource) -> Reference[FaceReference] | None:
+        """The first frames of a person do not wait either: their own picture is a reference."""
+        try:
+            made = make(self._maker, source.cut(), wanted=False)
+        except Exception as error:
+            self._blame(error, self._makeshifts)
+            return None
+        self._failed += made.failed
+        self._makeshifts.note(made.failed == 0)
+        return None if made.reference is None else _reference(made.reference, source.pose, _OWN)
+
+    def _blame(self, error: Exception, patience: _Patience) -> None:
+        """Note an attempt that failed before or beside its maker."""
+        logger.warning("a reference could not be made: %s: %s", type(error).__name__, error)
+        self._failed += 1
+        patience.note(False)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SceneSource:
-    """A frame from which a scene can be cut, if one is needed."""
+def _quality(canonical: bool, clarity: float) -> float:
+    return (_CANONICAL if canonical else _OWN) + _CLARITY * clarity
 
-    picture: Picture
-    landmarks: F64
-    face: Box
-    pose: Pose
-    template: Template
 
-    def cut(self) -> Scene:
-        return Scene.cut(self.picture, self.landmarks, self.face, self.pose, self.template)
+def _reference(made: FaceReference, pose: Pose, quality: float) -> Reference[FaceReference]:
+    for tensor in (made.features, made.style):
+        if tensor.is_cuda:
+            # Made on another stream: its memory must not be reused there while this one reads it.
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return Reference(made, pose.yaw, pose.pitch, quality, pose.roll)

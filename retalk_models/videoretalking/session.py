@@ -30,7 +30,8 @@ from retalk_models.videoretalking.canvas import as_mask, blacken, face_picture, 
 from retalk_models.videoretalking.enet import draw_noise
 from retalk_models.videoretalking.framing import BoxTrack, shown_part
 from retalk_models.videoretalking.landmarks import sixty_eight
-from retalk_models.videoretalking.references import FaceReferences, MakesReferences, SceneSource
+from retalk_models.videoretalking.references import FaceReferences
+from retalk_models.videoretalking.scenes import MakesReferences, SceneSource
 from retalk_models.videoretalking.stages import FaceWork, Stages
 from retalk_models.videoretalking.voice import VoiceColumns
 
@@ -205,7 +206,7 @@ class VideoRetalkingSession:
         with clock.stage("canonical"):
             if sighting.tracked:
                 source = SceneSource(picture, landmarks, box, face.pose, self._options.template)
-                self._references.seek(source)
+                self._references.seek(source, plan.elapsed_s)
             if plan.strength < _VISIBLE or not self._references.ready:
                 return
             reference = self._references.blend(plan.elapsed_s)
@@ -226,8 +227,9 @@ class VideoRetalkingSession:
             outputs = tuple(self._finish_frame(one, plan.rung, clock) for one in plan.frames)
         for stage, milliseconds in stage_ms.items():
             clock.milliseconds[stage] += milliseconds
-        use, made = self._references.take_use()
-        return EngineResult(outputs, clock.milliseconds, use.counts() | {"references_made": made})
+        lost = sum(one.work is not None and one.drawn is None for one in plan.frames)
+        counts = self._references.take_counts() | {"faces_not_finite": lost}
+        return EngineResult(outputs, clock.milliseconds, counts)
 
     def _finish_frame(self, plan: FramePlan, rung: Rung, clock: StageClock) -> EngineOutput:
         picture = plan.frame.picture
@@ -256,12 +258,17 @@ class VideoRetalkingSession:
 
 
 def draw(stages: Stages, plans: Sequence[WindowPlan]) -> list[dict[str, float]]:
-    """Have the stages draw all windows' work in one batch; what they took, shared out by frames drawn."""
+    """Have the stages draw all windows' work in one batch; what they took, shared out by frames drawn.
+
+    A face with values that are not finite is left out: its frame stays the source's own.
+    """
     frames = [frame for plan in plans for frame in plan.work]
     if not frames:
         return [{} for _ in plans]
     with torch.inference_mode():
         faces, stage_ms = stages.speak([frame.work for frame in frames if frame.work is not None])
-    for frame, face in zip(frames, faces, strict=True):
-        frame.drawn = face
+        # One number a face: the stages have waited for the device by now, and no picture's sum overflows.
+        fine = torch.isfinite(torch.stack([face.sum() for face in faces])).tolist()
+    for frame, face, good in zip(frames, faces, fine, strict=True):
+        frame.drawn = face if good else None
     return [{stage: ms * len(plan.work) / len(frames) for stage, ms in stage_ms.items()} for plan in plans]

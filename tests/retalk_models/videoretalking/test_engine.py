@@ -27,7 +27,8 @@ from retalk_models.engine import (
 from retalk_models.face.geometry import Pose
 from retalk_models.picture import F32, Box, Picture
 from retalk_models.videoretalking.engine import VideoRetalkingEngine
-from retalk_models.videoretalking.references import FaceReferences, ReferenceMaker, SceneSource
+from retalk_models.videoretalking.references import FaceReferences
+from retalk_models.videoretalking.scenes import ReferenceMaker, SceneSource
 from retalk_models.videoretalking.session import VideoRetalkingSession
 from retalk_models.videoretalking.stages import BUCKETS, run_bucketed
 from tests.retalk_models.videoretalking import synthetic
@@ -255,8 +256,12 @@ def test_a_head_turned_too_far_for_d_net_is_its_own_reference(face: list[Picture
         assert made in stages.asked
         assert ("canonical" in stages.asked) == (made == "canonical")
         references.seek(SceneSource(face[0], landmarks, Box(90, 90, 290, 310), pose, Template.NEUTRAL))
-    use, count = references.take_use()
-    assert (use.hits, use.misses, count) == (3, 3, 3)
+    assert references.take_counts() == {
+        "reference_hits": 3,
+        "reference_misses": 3,
+        "references_made": 3,
+        "references_failed": 0,
+    }
 
 
 def test_what_is_made_for_a_person_who_left_is_not_taken(face: list[Picture]) -> None:
