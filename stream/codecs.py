@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Literal
 
 import av
@@ -23,6 +24,7 @@ _TIME_BASE = Fraction(1, 1_000_000)
 _GROUP_S = 2
 _BITS_PER_PIXEL = 0.16
 _OPUS_BPS = 48_000
+_NVENC = "h264_nvenc"
 _BT601 = 6
 _LIMITED = 1
 
@@ -51,8 +53,8 @@ class EncodedAudio:
 class VideoEncoder:
     """One open video encoder; remakes itself when the picture's size changes, VP8 also for another bit rate.
 
-    H.264 is constrained baseline with no delay of its own; VP8 runs without the denoiser, which would blur
-    the face. Colours are BT.601 limited, as Picture says.
+    H.264 is constrained baseline with no delay of its own, by NVENC where that works; VP8 runs without the
+    denoiser, which would blur the face. Colours are BT.601 limited, as Picture says.
     """
 
     def __init__(self, codec: Codec, fps: int = 25) -> None:
@@ -100,46 +102,83 @@ class VideoEncoder:
         return EncodedVideo(data, time_us, due_us, is_key, frame.width, frame.height)
 
     def _open(self, width: int, height: int, bit_rate: int) -> None:
-        name = "libx264" if self._codec == "H264" else "libvpx"
-        context = av.CodecContext.create(name, "w")
-        assert isinstance(context, VideoCodecContext)
-        context.width, context.height = width, height
-        context.pix_fmt = "yuv420p"
-        context.time_base = _TIME_BASE
-        context.framerate = Fraction(self._fps)
-        context.bit_rate = bit_rate
-        context.gop_size = _GROUP_S * self._fps
-        context.max_b_frames = 0
-        context.thread_count = 1
-        context.colorspace, context.color_range = _BT601, _LIMITED
-        if self._codec == "H264":
-            context.profile = "Baseline"
-            # FFmpeg tells x264 of a changed bit_rate only where these two are its own and not x264's options.
-            most = default_bit_rate(width, height)
-            context.options = {
-                "preset": "superfast",
-                "tune": "zerolatency",
-                "forced-idr": "1",
-                "maxrate": str(most),
-                "bufsize": str(most // 2),
-                "x264-params": "scenecut=0",
-            }
-        else:
-            context.options = {
-                "deadline": "realtime",
-                "cpu-used": "-6",
-                "noise-sensitivity": "0",
-                "lag-in-frames": "0",
-                "error-resilient": "1",
-                "static-thresh": "1",
-                "max-intra-rate": "300",
-                "maxrate": str(bit_rate),
-                "minrate": str(bit_rate // 4),
-                "bufsize": str(bit_rate // 2),
-            }
-        context.open()
-        self._context, self._size, self._bit_rate = context, (width, height), bit_rate
+        name = h264_encoder() if self._codec == "H264" else "libvpx"
+        try:
+            self._context = _opened(name, width, height, bit_rate, self._fps)
+        except av.FFmpegError:
+            if name != _NVENC:
+                raise
+            # A card encodes so many pictures at once and no more, and none below a certain size.
+            self._context = _opened("libx264", width, height, bit_rate, self._fps)
+        self._size, self._bit_rate = (width, height), bit_rate
         self.builds += 1
+
+
+def _opened(name: str, width: int, height: int, bit_rate: int, fps: int) -> VideoCodecContext:
+    context = av.CodecContext.create(name, "w")
+    assert isinstance(context, VideoCodecContext)
+    context.width, context.height = width, height
+    context.pix_fmt = "yuv420p"
+    context.time_base = _TIME_BASE
+    context.framerate = Fraction(fps)
+    context.bit_rate = bit_rate
+    context.gop_size = _GROUP_S * fps
+    context.max_b_frames = 0
+    context.thread_count = 1
+    context.colorspace, context.color_range = _BT601, _LIMITED
+    # FFmpeg tells an H.264 encoder of a changed bit_rate only where maxrate and bufsize are its own.
+    most = default_bit_rate(width, height)
+    if name == "libx264":
+        context.profile = "Baseline"
+        context.options = {
+            "preset": "superfast",
+            "tune": "zerolatency",
+            "forced-idr": "1",
+            "maxrate": str(most),
+            "bufsize": str(most // 2),
+            "x264-params": "scenecut=0",
+        }
+    elif name == _NVENC:
+        context.options = {
+            "profile": "baseline",
+            "preset": "p2",
+            "tune": "ull",
+            "zerolatency": "1",
+            "delay": "0",
+            "rc": "vbr",
+            "forced-idr": "1",
+            "no-scenecut": "1",
+            "maxrate": str(most),
+            "bufsize": str(most // 2),
+        }
+    else:
+        context.options = {
+            "deadline": "realtime",
+            "cpu-used": "-6",
+            "noise-sensitivity": "0",
+            "lag-in-frames": "0",
+            "error-resilient": "1",
+            "static-thresh": "1",
+            "max-intra-rate": "300",
+            "maxrate": str(bit_rate),
+            "minrate": str(bit_rate // 4),
+            "bufsize": str(bit_rate // 2),
+        }
+    context.open()
+    return context
+
+
+@cache
+def h264_encoder() -> str:
+    """FFmpeg's name of the H.264 encoder to use: NVENC where a card really encodes, else libx264."""
+    try:
+        context = _opened(_NVENC, 640, 360, 1_000_000, 25)
+        frame = av.VideoFrame(640, 360, "yuv420p")
+        frame.pts, frame.time_base = 0, _TIME_BASE
+        packets = [*context.encode(frame), *context.encode(None)]
+    except (av.FFmpegError, ValueError):  # ValueError: FFmpeg was built without it
+        return "libx264"
+    return _NVENC if packets else "libx264"
 
 
 class OpusEncoder:

@@ -9,9 +9,11 @@ from typing import Any, cast
 import av
 import numpy as np
 import pytest
+from av.video.codeccontext import VideoCodecContext
 
 from retalk_models.engine import FaceState, Rung
 from retalk_models.picture import Picture
+from stream import codecs
 from stream.clock import VirtualClock
 from stream.encode import (
     Codec,
@@ -206,6 +208,34 @@ def test_an_open_h264_encoder_changes_its_rate_without_a_key_frame() -> None:
     assert again > 0.6 * full
     assert encoder.builds == 1
     assert keys == 200 // 50
+
+
+def test_where_the_cards_encoder_will_not_open_the_processors_takes_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    opened = codecs._opened
+
+    def refusing(name: str, width: int, height: int, bit_rate: int, fps: int) -> VideoCodecContext:
+        asked.append(name)
+        if name == "h264_nvenc":
+            raise av.FFmpegError(-22, "no capable devices found")
+        return opened(name, width, height, bit_rate, fps)
+
+    monkeypatch.setattr(codecs, "_opened", refusing)
+    monkeypatch.setattr(codecs, "h264_encoder", lambda: "h264_nvenc")
+    packet = VideoEncoder("H264").encode(picture(0, 320, 240), 0, 0, True, None)
+    assert asked == ["h264_nvenc", "libx264"]
+    assert packet is not None
+    assert packet.keyframe
+
+
+def test_an_encoder_that_is_built_in_but_has_no_card_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*_: object) -> VideoCodecContext:
+        raise av.FFmpegError(-1, "Cannot load libcuda.so.1")
+
+    monkeypatch.setattr(codecs, "_opened", refusing)
+    assert codecs.h264_encoder.__wrapped__() == "libx264"
 
 
 async def test_a_viewer_that_does_not_fetch_loses_pictures_and_resumes_with_a_key_frame() -> None:
