@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS
 from retalk_models.face.tracker import TrackedFace
-from retalk_models.picture import F32, Picture
+from retalk_models.picture import F32, U8, Picture
 
 MOUTH_SKIN = (
     164,
@@ -57,51 +60,61 @@ _SPREAD_MOST = np.array([9, 2, 2], np.float32)
 """No point is allowed more spread than this: a lip that is now lit, now dark, is still a lip."""
 
 
-def surface(face: TrackedFace, indices: NDArray[np.intp]) -> F32:
-    """(n, 3) Y, U and V at the face's points, a little blurred; clamped to the view."""
-    return sample(face, face.points[indices, :2])
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """One frame's surface.
+
+    hidden: 0..1, the share of the mouth's surroundings that does not look as it did; 0 while still learning.
+    light: (3,) Y, U, V of the bare skin next to the mouth.
+    """
+
+    hidden: float
+    light: F32
 
 
 def sample(face: TrackedFace, places: F32) -> F32:
     """(n, 3) Y, U and V at frame pixels (n, 2), a little blurred; clamped to the view."""
     view, box = face.view, face.view_box
-    scale = view.width / box.width
-    at = ((places - (box.left, box.top)) * scale).astype(np.float32)
-    low, high = np.floor(at.min(axis=0)).astype(int) - 3, np.ceil(at.max(axis=0)).astype(int) + 4
-    return np.stack(
-        [
-            _sample_plane(view.y, at, low, high, 5),
-            _sample_plane(view.u, at / 2, low // 2, high // 2 + 1, 3),
-            _sample_plane(view.v, at / 2, low // 2, high // 2 + 1, 3),
-        ],
-        axis=-1,
+    at = ((places - (box.left, box.top)) * (view.width / box.width)).astype(np.float32)
+    luma = _sample_planes((view.y,), at, 3, 5)
+    return np.concatenate([luma, _sample_planes((view.u, view.v), at / 2, 2, 3)], axis=1)
+
+
+def _sample_planes(planes: Sequence[U8], at: F32, margin: int, blur: int) -> F32:
+    """(n, planes) of planes of one shape; margin: what round the places is blurred, too."""
+    height, width = planes[0].shape
+    (low_x, low_y), (high_x, high_y) = at.min(axis=0).tolist(), at.max(axis=0).tolist()
+    left, top = (
+        min(max(math.floor(low) - margin, 0), side - 2) for low, side in ((low_x, width), (low_y, height))
     )
-
-
-def _sample_plane(
-    plane: NDArray[np.uint8], at: F32, low: NDArray[np.int_], high: NDArray[np.int_], blur: int
-) -> F32:
-    height, width = plane.shape
-    left, top = (int(np.clip(low[0], 0, width - 2)), int(np.clip(low[1], 0, height - 2)))
-    right, bottom = int(np.clip(high[0], left + 2, width)), int(np.clip(high[1], top + 2, height))
-    soft = cv2.blur(plane[top:bottom, left:right], (blur, blur))
-    x = np.clip(np.rint(at[:, 0]).astype(int) - left, 0, right - left - 1)
-    y = np.clip(np.rint(at[:, 1]).astype(int) - top, 0, bottom - top - 1)
-    return np.asarray(soft[y, x], np.float32)
+    right, bottom = (
+        min(max(math.ceil(high) + margin + 1, first + 2), side)
+        for high, first, side in ((high_x, left, width), (high_y, top, height))
+    )
+    size = right - left, bottom - top
+    x, y = np.clip(np.rint(at).astype(int) - (left, top), 0, (size[0] - 1, size[1] - 1)).T
+    soft = [cv2.blur(plane[top:bottom, left:right], (blur, blur))[y, x] for plane in planes]
+    return np.asarray(np.stack(soft, axis=1), np.float32)
 
 
 def mouth_light(face: TrackedFace) -> F32:
     """(3,) Y, U, V of the bare skin next to the mouth: the median, so that no shadow or highlight rules."""
-    return np.asarray(np.median(surface(face, np.array(CHEEK_SKIN, np.intp)), axis=0), np.float32)
+    return _middle(sample(face, face.points[list(CHEEK_SKIN), :2]))
+
+
+def _middle(seen: F32) -> F32:
+    """(3,) the median of (n, 3), n even: np.median takes ten times as long."""
+    half = len(seen) // 2
+    return np.asarray(np.sort(seen, axis=0)[half - 1 : half + 1].mean(axis=0), np.float32)
 
 
 class SurfaceMemory:
     """Remembers how lips and the skin round them look, and says how much of that is hidden now."""
 
     def __init__(self) -> None:
-        self._lips_outer, self._lips_inner = list(OUTER_LIPS), list(INNER_LIPS)
-        self._skin = np.array(MOUTH_SKIN, np.intp)
-        self._upper = np.array(UPPER_SKIN, np.intp)
+        self._outer, self._inner = list(OUTER_LIPS), list(INNER_LIPS)
+        self._skin = [*MOUTH_SKIN, *UPPER_SKIN, *CHEEK_SKIN]
+        self._around = len(OUTER_LIPS) + len(MOUTH_SKIN)
         self.reset()
 
     def reset(self) -> None:
@@ -111,15 +124,15 @@ class SurfaceMemory:
         self._yaw = 0.0
         self._frames = 0
 
-    def hidden(self, face: TrackedFace, yaw: float, elapsed_s: float) -> float:
-        """The share of the mouth's surroundings (0..1) that does not look as it did; 0 while still learning.
-
-        yaw: radians; a turned face is lit another way.
-        """
+    def look(self, face: TrackedFace, yaw: float, elapsed_s: float) -> Look:
+        """Take in one frame. yaw: radians; a turned face is lit another way."""
         points = face.points[:, :2]
-        lips = 0.6 * points[self._lips_outer] + 0.4 * points[self._lips_inner]
+        lips = 0.6 * points[self._outer] + 0.4 * points[self._inner]
         seen = sample(face, np.concatenate([lips, points[self._skin]]))
-        light = np.median(surface(face, self._upper), axis=0)
+        mouth, upper, cheeks = np.split(seen, (self._around, self._around + len(UPPER_SKIN)))
+        return Look(self._hidden(mouth, _middle(upper), yaw, elapsed_s), _middle(cheeks))
+
+    def _hidden(self, seen: F32, light: F32, yaw: float, elapsed_s: float) -> float:
         relative = seen - light
         relative[:, 0] *= 100 / max(60.0, float(light[0]))
         if self._mean is None or self._spread is None:

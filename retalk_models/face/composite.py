@@ -51,7 +51,7 @@ def composite(
     box = field.box
     how = cv2.INTER_CUBIC if fine else cv2.INTER_LINEAR
     size, half_size = (box.width, box.height), (box.width // 2, box.height // 2)
-    places = field.offsets + field.node_places()
+    places = field.node_sources()
     whole = cv2.resize(places, size, interpolation=cv2.INTER_LINEAR)
     # A chroma sample sits between the four luma samples that it colours.
     half_places = (cv2.resize(places, half_size, interpolation=cv2.INTER_LINEAR) - 0.5) / 2

@@ -171,9 +171,8 @@ class FaceTracker:
         found = self._mesh.process(rgb).multi_face_landmarks
         if not found:
             return None
-        marks = found[0].landmark
-        flat = np.fromiter((v for p in marks for v in (p.x, p.y, p.z)), np.float32, 3 * POINTS)
-        return flat.reshape(POINTS, 3) if np.isfinite(flat).all() else None
+        places = landmark_places(found[0])
+        return places if np.isfinite(places).all() else None
 
     def _reseat(self, face: TrackedFace) -> None:
         crop = self._crop
@@ -201,6 +200,21 @@ class FaceTracker:
         if right - left < 16 or bottom - top < 16:
             return Box(0, 0, width, height)
         return Box(left, top, right, bottom)
+
+
+_WIRE = np.dtype({"names": ["x", "y", "z"], "formats": ["<f4"] * 3, "offsets": [3, 8, 13], "itemsize": 17})
+"""A landmark of x, y and z alone as a serialised list holds it: tag, length, then tag and number by turns."""
+
+
+def landmark_places(found: Any) -> F32:
+    """(478, 3) of a NormalizedLandmarkList of 478."""
+    wire = found.SerializeToString()
+    if len(wire) == POINTS * _WIRE.itemsize:
+        # A thousand and more attributes of the list's own would take a hundred times as long.
+        marks = np.frombuffer(wire, _WIRE)
+        return np.asarray(np.stack([marks["x"], marks["y"], marks["z"]], axis=1), np.float32)
+    flat = np.fromiter((v for p in found.landmark for v in (p.x, p.y, p.z)), np.float32, 3 * POINTS)
+    return flat.reshape(POINTS, 3)
 
 
 def _middle(points: F32) -> F32:

@@ -19,14 +19,13 @@ from retalk_models.face.geometry import FACE_OVAL, INNER_LIPS, POINTS, template
 from retalk_models.picture import F32, Box
 
 I32 = NDArray[np.int32]
+F64 = NDArray[np.float64]
 
 RING_SCALE = 1.35
 """The fixed ring's size relative to the face oval."""
 
 _GRID_CELLS = 128
 """The coarse grid has at most so many cells along the region's longer side."""
-
-_SUBPIXEL_BITS = 4
 
 
 @cache
@@ -64,7 +63,7 @@ def triangles() -> I32:
 
 
 @cache
-def _facing() -> NDArray[np.float64]:
+def _facing() -> F64:
     """(t,) the sign of every triangle's area on a face seen from the front; 0 for the bridge over the
     opening."""
     front = template()[:, :2]
@@ -90,12 +89,20 @@ class WarpField:
     offsets: F32
     reach: F32
 
-    def node_places(self) -> F32:
-        """(rows, columns, 2) the nodes' own positions in the frame, pixels."""
+    def node_axes(self) -> tuple[F32, F32]:
+        """(columns,) x and (rows,) y of the nodes in the frame, pixels."""
         rows, columns = self.reach.shape
         x = self.box.left - 0.5 + self.step[0] * (np.arange(columns, dtype=np.float32) + 0.5)
         y = self.box.top - 0.5 + self.step[1] * (np.arange(rows, dtype=np.float32) + 0.5)
-        return np.asarray(np.stack(np.meshgrid(x, y), axis=-1), np.float32)
+        return np.asarray(x, np.float32), np.asarray(y, np.float32)
+
+    def node_sources(self) -> F32:
+        """(rows, columns, 2) where what is shown at each node comes from in the frame, pixels."""
+        x, y = self.node_axes()
+        sources = np.empty_like(self.offsets)
+        np.add(self.offsets[..., 0], x, out=sources[..., 0])
+        np.add(self.offsets[..., 1], y[:, None], out=sources[..., 1])
+        return sources
 
 
 def fixed_ring(points: F32) -> F32:
@@ -140,7 +147,7 @@ def warp_field(
     low, high = corners.min(axis=1), corners.max(axis=1)
     kept &= ((high > -1) & (low < (columns, rows))).all(axis=1)
     active, corners = active[kept], corners[kept]
-    index = _rasterise(corners, rows, columns)
+    index = rasterise(corners, rows, columns)
     offsets = _interpolate(corners, (before - after)[active], index)
 
     inside = (index >= 0).astype(np.uint8)
@@ -152,13 +159,13 @@ def warp_field(
     return field
 
 
-def _turn(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+def _turn(corners: F64) -> F64:
     """(t,) twice the signed area of triangles (t, 3, 2)."""
     edge1, edge2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     return np.asarray(edge1[:, 0] * edge2[:, 1] - edge1[:, 1] * edge2[:, 0])
 
 
-def _region(points: NDArray[np.float64], frame_size: tuple[int, int]) -> Box | None:
+def _region(points: F64, frame_size: tuple[int, int]) -> Box | None:
     width, height = frame_size
     low, high = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
     if not np.isfinite([*low, *high]).all():
@@ -171,16 +178,65 @@ def _region(points: NDArray[np.float64], frame_size: tuple[int, int]) -> Box | N
     return Box(left, top, right, bottom)
 
 
-def _rasterise(corners: NDArray[np.float64], rows: int, columns: int) -> I32:
-    """(rows, columns) index of the triangle that covers each node, -1 where none does; later ones win."""
-    index: I32 = np.full((rows, columns), -1, np.int32)
-    fixed = np.round(corners * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-    for number, corner in enumerate(fixed):
-        cv2.fillConvexPoly(index, corner, number, cv2.LINE_8, _SUBPIXEL_BITS)
-    return index
+def rasterise(corners: F64, rows: int, columns: int) -> I32:
+    """(rows, columns) index of the triangle that covers each node, -1 where none does; later ones win.
+
+    corners: (t, 3, 2), in cells. A triangle covers what lies in it and, within half a cell, on its rim.
+    Not one call of OpenCV's a triangle: each gives up the interpreter's lock, and where several sessions run
+    it comes back milliseconds later.
+    """
+    top, middle, low = _sorted_ends(corners, 1)
+    triangle, row = _runs(top[1], low[1], rows)
+    height = np.minimum(np.maximum(row, top[1][triangle]), low[1][triangle])
+    one = _across(top, low, triangle, height)
+    other = np.where(
+        height < middle[1][triangle],
+        _across(top, middle, triangle, height),
+        _across(middle, low, triangle, height),
+    )
+    line, column = _runs(np.minimum(one, other), np.maximum(one, other), columns)
+
+    # What is thinner than a cell may lie between the rows: level edges are drawn by columns.
+    ends = np.stack([corners, corners[:, (1, 2, 0)]], axis=2).reshape(-1, 2, 2)
+    reach = np.abs(ends[:, 1] - ends[:, 0])
+    level = np.flatnonzero(reach[:, 0] > reach[:, 1])
+    start, end = _sorted_ends(ends[level], 0)[:, ::-1]
+    edge, edge_column = _runs(start[1], end[1], columns)
+    place = np.minimum(np.maximum(edge_column, start[1][edge]), end[1][edge])
+    edge_row = np.floor(_across(start, end, edge, place) + 0.5).astype(np.intp)
+    inside = (edge_row >= 0) & (edge_row < rows)
+    owner = level[edge] // 3
+
+    index: I32 = np.full(rows * columns, -1, np.int32)
+    # Plain assignment promises no order among equal places.
+    np.maximum.at(index, row[line] * columns + column, triangle[line].astype(np.int32))
+    np.maximum.at(index, (edge_row * columns + edge_column)[inside], owner[inside].astype(np.int32))
+    return index.reshape(rows, columns)
 
 
-def _interpolate(corners: NDArray[np.float64], values: NDArray[np.float64], index: I32) -> F32:
+def _runs(low: F64, high: F64, count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Every integer of 0..count - 1 within half of each range (n,) low..high: whose it is, and it."""
+    first = np.maximum(np.floor(low + 0.5), 0).astype(np.intp)
+    last = np.minimum(np.floor(high + 0.5), count - 1).astype(np.intp)
+    counts = np.maximum(last - first + 1, 0)
+    which = np.repeat(np.arange(len(low)), counts)
+    return which, np.arange(len(which)) + (first - (np.cumsum(counts) - counts))[which]
+
+
+def _sorted_ends(corners: F64, axis: int) -> F64:
+    """(c, 2, n) of (n, c, 2) corners, those of each n in the order of their place on an axis."""
+    count, each = corners.shape[:2]
+    order = np.argsort(corners[..., axis], axis=1) + each * np.arange(count)[:, None]
+    return np.ascontiguousarray(corners.reshape(-1, 2)[order].transpose(1, 2, 0))
+
+
+def _across(start: F64, end: F64, which: NDArray[np.intp], height: F64) -> F64:
+    """(m,) x at a height (m,) on lines (2, n) from start to end, those numbered `which` (m,)."""
+    slope = (end[0] - start[0]) / np.maximum(end[1] - start[1], 1e-9)
+    return np.asarray(start[0][which] + (height - start[1][which]) * slope[which])
+
+
+def _interpolate(corners: F64, values: F64, index: I32) -> F32:
     """Values (t, 3, 2) at the triangles' corners to every node of the index picture, affine in each
     triangle."""
     a, edge1, edge2 = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
@@ -192,18 +248,20 @@ def _interpolate(corners: NDArray[np.float64], values: NDArray[np.float64], inde
     shift1, shift2 = -(first * a).sum(axis=1, keepdims=True), -(second * a).sum(axis=1, keepdims=True)
     rise1, rise2 = values[:, 1] - values[:, 0], values[:, 2] - values[:, 0]
     columns_of = [first, shift1, second, shift2, values[:, 0], rise1, rise2]
-    table = np.concatenate([np.concatenate(columns_of, axis=1), np.zeros((1, 12))]).astype(np.float32)
-    cell = table.take(index, axis=0)
+    table = np.concatenate(columns_of, axis=1).astype(np.float32)
+    nodes = np.flatnonzero(index >= 0)
+    cell = table.take(index.reshape(-1)[nodes], axis=0).T
     rows, columns = index.shape
-    x = np.arange(columns, dtype=np.float32)[None, :]
-    y = np.arange(rows, dtype=np.float32)[:, None]
+    x = np.tile(np.arange(columns, dtype=np.float32), rows)[nodes]
+    y = np.repeat(np.arange(rows, dtype=np.float32), columns)[nodes]
     # A node on a thin triangle's rim may lie beside it: held to its edge, the map stays continuous.
-    along1 = np.clip(cell[..., 0] * x + cell[..., 1] * y + cell[..., 2], 0, 1)
-    along2 = np.clip(cell[..., 3] * x + cell[..., 4] * y + cell[..., 5], 0, 1 - along1)
-    return np.asarray(
-        cell[..., 6:8] + along1[..., None] * cell[..., 8:10] + along2[..., None] * cell[..., 10:12],
-        np.float32,
-    )
+    along1 = np.clip(cell[0] * x + cell[1] * y + cell[2], 0, 1)
+    along2 = np.clip(cell[3] * x + cell[4] * y + cell[5], 0, 1 - along1)
+    out: F32 = np.zeros((rows * columns, 2), np.float32)
+    for axis in (0, 1):
+        start, rise_one, rise_two = cell[6 + axis], cell[8 + axis], cell[10 + axis]
+        out[nodes, axis] = start + along1 * rise_one + along2 * rise_two
+    return out.reshape(rows, columns, 2)
 
 
 def _soft_inside(inside: NDArray[np.uint8], cells: int) -> F32:
@@ -219,8 +277,10 @@ def _soft_inside(inside: NDArray[np.uint8], cells: int) -> F32:
 
 
 def _settle_at_frame_edge(field: WarpField, frame_size: tuple[int, int], feather: float) -> None:
-    places = field.node_places()
-    far = np.array([frame_size[0] - 1, frame_size[1] - 1], np.float32)
-    near = np.clip(np.minimum(places, far - places) / feather, 0, 1).min(axis=-1, keepdims=True)
-    if near.min() < 1:
-        field.offsets[...] *= near
+    near_x, near_y = (
+        np.minimum(np.minimum(at, side - 1 - at) / feather, 1)
+        for at, side in zip(field.node_axes(), frame_size, strict=True)
+    )
+    if min(near_x.min(), near_y.min()) < 1:
+        near = np.maximum(np.minimum(near_x, near_y[:, None]), 0)
+        field.offsets[...] *= near[..., None]

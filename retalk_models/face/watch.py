@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from retalk_models.engine import FaceState
-from retalk_models.face.align import CutDetector, SurfaceMemory, mouth_light
+from retalk_models.face.align import CutDetector, SurfaceMemory
 from retalk_models.face.geometry import ObservedFace, Pose
 from retalk_models.face.presence import Presence
 from retalk_models.face.tracker import FaceTracker, TrackedFace
@@ -91,8 +91,8 @@ class FaceWatch:
         hidden = 0.0
         light = None
         if tracked is not None and face is not None:
-            hidden = self._surface.hidden(tracked, face.pose.yaw, elapsed_s)
-            light = self._steady_light(mouth_light(tracked), elapsed_s)
+            look = self._surface.look(tracked, face.pose.yaw, elapsed_s)
+            hidden, light = look.hidden, self._steady_light(look.light, elapsed_s)
         reading = self._presence.update(
             tracked if face is not None else None,
             face.pose if face is not None else None,

@@ -60,6 +60,8 @@ class ReferenceChoice(Generic[T]):
         the frames after it; an aperture above SHUT rules a change out at its frame.
         """
         current = self._current
+        if current is not None and openings[0] > SHUT:
+            return current  # whatever the path, it begins where it must stay
         states = list(candidates)
         if current is not None and not any(one is current for one in states):
             states.append(current)

@@ -100,7 +100,7 @@ class MouthReferences:
         current = self._choice.current
         if nearest is not None and self._crossed >= 1 and self._may_begin(current, opening, elapsed_s):
             seen = 0.0 if self._outgrown(current, nearest, pose) else opening
-            cost = partial(_cost, pose=pose, light=light)
+            cost = partial(_cost, yaw=pose.yaw, pitch=pose.pitch, luma=float(light[0]))
             chosen = self._choice.choose(self._cache.held(), cost, (seen, *self._ahead))
             if chosen is not current:
                 self._before = self._drawn if current is None else current.item
@@ -136,11 +136,11 @@ class MouthReferences:
         return fit(nearest, pose.yaw, pose.pitch) - fit(current, pose.yaw, pose.pitch) > _OUTGROWN
 
 
-def _cost(reference: Reference[MouthTexture], opening: float, pose: Pose, light: F32) -> float:
+def _cost(reference: Reference[MouthTexture], opening: float, yaw: float, pitch: float, luma: float) -> float:
     """What drawing an aperture from a reference costs at one frame, about 0..1."""
-    fit = PoseCache.fitness(reference, pose.yaw, pose.pitch)
+    fit = PoseCache.fitness(reference, yaw, pitch)
     unseen = max(0.0, opening - reference.item.opening.height)
-    other_light = abs(float(light[0] - reference.item.light[0]))
+    other_light = abs(luma - float(reference.item.light[0]))
     return 1 - fit + _UNSEEN * unseen + _LIGHT * other_light
 
 

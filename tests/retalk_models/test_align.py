@@ -35,18 +35,18 @@ def test_samples_outside_the_view_are_clamped() -> None:
 
 def test_something_before_the_mouth_is_noticed_and_soon_forgotten_when_gone() -> None:
     memory = SurfaceMemory()
-    clear = [memory.hidden(looked_at(skin()), 0.0, 0.04) for _ in range(40)]
+    clear = [memory.look(looked_at(skin()), 0.0, 0.04).hidden for _ in range(40)]
     assert max(clear) == 0
     covered = skin()
     lips = points(0.0, pose(scale=90.0, x=160, y=120))[14, :2].astype(int)
     covered.y[lips[1] - 50 : lips[1] + 50, lips[0] - 60 : lips[0] + 60] = 40
-    assert memory.hidden(looked_at(covered), 0.0, 0.04) > 0.6
-    assert memory.hidden(looked_at(skin()), 0.0, 0.04) < 0.1
+    assert memory.look(looked_at(covered), 0.0, 0.04).hidden > 0.6
+    assert memory.look(looked_at(skin()), 0.0, 0.04).hidden < 0.1
 
 
 def test_light_that_changes_slowly_is_no_occlusion() -> None:
     memory = SurfaceMemory()
-    shares = [memory.hidden(looked_at(skin(150 - k // 2)), 0.0, 0.04) for k in range(120)]
+    shares = [memory.look(looked_at(skin(150 - k // 2)), 0.0, 0.04).hidden for k in range(120)]
     assert max(shares) < 0.2
 
 

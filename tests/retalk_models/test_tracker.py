@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from retalk_models.face.geometry import POINTS, fit_pose, template
-from retalk_models.face.tracker import FaceTracker, OneEuro, ShapeFilter, shrink
+from retalk_models.face.tracker import FaceTracker, OneEuro, ShapeFilter, landmark_places, shrink
 from retalk_models.picture import Box
 from tests.retalk_models.faces import noise, portrait
 
@@ -112,3 +112,13 @@ def test_the_portraits_pose_is_nearly_frontal(tracker: FaceTracker) -> None:
     face = tracker.track(portrait())
     assert face is not None
     assert abs(fit_pose(face.points).yaw) < 0.4
+
+
+@pytest.mark.parametrize("extra", [{}, {"visibility": 0.5}])
+def test_landmarks_are_read_as_they_were_given(extra: dict[str, float]) -> None:
+    from mediapipe.framework.formats.landmark_pb2 import NormalizedLandmark, NormalizedLandmarkList
+
+    places = np.random.default_rng(1).normal(size=(478, 3)).astype(np.float32)
+    places[7] = 0
+    marks = [NormalizedLandmark(x=x, y=y, z=z, **extra) for x, y, z in places.tolist()]
+    assert np.array_equal(landmark_places(NormalizedLandmarkList(landmark=marks)), places)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
 from retalk_models.face.geometry import OUTER_LIPS, POINTS
-from retalk_models.face.warp import WarpField, fixed_ring, triangles, warp_field
+from retalk_models.face.warp import WarpField, fixed_ring, rasterise, triangles, warp_field
 from tests.retalk_models.faces import points, pose
 
 SIZE = (640, 480)
@@ -38,11 +39,11 @@ def test_points_that_do_not_move_need_no_field() -> None:
 def test_the_map_takes_every_lip_point_back_to_where_it_came_from(yaw: float) -> None:
     moved = field(0.0, 0.15, yaw)
     source, target = points(0.0, pose(yaw)), points(0.15, pose(yaw))
-    places = moved.node_places()
+    places, sources = np.stack(np.meshgrid(*moved.node_axes()), axis=-1), moved.node_sources()
     for index in OUTER_LIPS:
         spot = target[index, :2]
         nearest = np.unravel_index(np.linalg.norm(places - spot, axis=-1).argmin(), places.shape[:2])
-        came_from = places[nearest] + moved.offsets[nearest]
+        came_from = sources[nearest]
         # Within a cell of the grid and what the node is away from the point itself.
         assert np.abs(came_from - source[index, :2]).max() < 2.5
 
@@ -84,3 +85,24 @@ def test_ring_is_beyond_the_oval() -> None:
     assert ring.shape == (36, 2)
     assert triangles().max() == POINTS + len(ring) - 1
     assert np.ptp(ring, axis=0).min() > np.ptp(face[:, :2], axis=0).min() * 1.2
+
+
+def test_triangles_cover_what_opencv_would_fill() -> None:
+    rng = np.random.default_rng(3)
+    corners = rng.uniform(-4, 50, (60, 1, 2)) + rng.uniform(-9, 9, (60, 3, 2))
+    corners[:6, 2] = corners[:6, 1]  # lips that are shut leave triangles without an area
+    index = rasterise(corners, 40, 48)
+    filled = np.full((40, 48), -1, np.int32)
+    for number, corner in enumerate(np.round(corners * 16).astype(np.int32)):
+        cv2.fillConvexPoly(filled, corner, number, cv2.LINE_8, 4)
+    # They differ by which of two neighbours gets a common edge, and by single nodes on a rim.
+    assert (index != filled).mean() < 0.05
+    assert ((index < 0) != (filled < 0)).mean() < 0.03
+
+
+def test_a_mesh_without_gaps_leaves_no_node_out() -> None:
+    places = np.stack(np.meshgrid(np.arange(-2, 52, 3.7), np.arange(-2, 44, 2.3)), axis=-1)
+    places += np.random.default_rng(4).uniform(-0.8, 0.8, places.shape)
+    a, b, c, d = places[:-1, :-1], places[:-1, 1:], places[1:, 1:], places[1:, :-1]
+    mesh = np.stack([np.stack(three, axis=2) for three in ((a, b, c), (a, c, d))]).reshape(-1, 3, 2)
+    assert (rasterise(mesh, 40, 48) >= 0).all()
