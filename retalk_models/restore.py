@@ -156,19 +156,21 @@ class _GFPGAN:
 
 def available() -> bool:
     """Whether the extra is installed; found out without importing it."""
-    return all(importlib.util.find_spec(name) is not None for name in ("gfpgan", "basicsr", "facexlib"))
+    needed = ("gfpgan", "basicsr", "facexlib", "torchvision")
+    return all(importlib.util.find_spec(name) is not None for name in needed)
 
 
 def gfpgan_net() -> torch.nn.Module:
     """GFPGAN v1.3's net from the package, untrained. Raises RestorationError where that does not import."""
-    with _bridged():
-        try:
+    try:
+        # The bridge looks into torchvision, which may be as broken as the rest.
+        with _bridged():
             from gfpgan.archs.gfpganv1_clean_arch import GFPGANv1Clean
-        except Exception as error:  # its imports reach far, and fail in many ways
-            raise RestorationError(
-                f"the package gfpgan does not import ({type(error).__name__}: {error}); "
-                "reinstall it with: pip install 'retalk[gfpgan]'"
-            ) from error
+    except Exception as error:  # its imports reach far, and fail in many ways
+        raise RestorationError(
+            f"the package gfpgan does not import ({type(error).__name__}: {error}); "
+            "reinstall it with: pip install 'retalk[gfpgan]'"
+        ) from error
     net: torch.nn.Module = GFPGANv1Clean(
         out_size=SIDE,
         num_style_feat=512,
@@ -217,7 +219,7 @@ def load_restorer(store: CheckpointStore, device: torch.device) -> MouthRestorer
 def _bridged() -> Iterator[None]:
     """While it lasts, basicsr 1.4.2 finds a module that torchvision dropped in 0.17; it needs one function.
 
-    Where torchvision still has it nothing is done.
+    Where torchvision still has it nothing is done. Raises whatever importing torchvision raises.
     """
     name = "torchvision.transforms.functional_tensor"
     if name in sys.modules or importlib.util.find_spec(name) is not None:

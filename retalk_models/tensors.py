@@ -16,6 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+SAFE_TORCH = (2, 6)
+"""The first torch whose `weights_only` keeps its word: before it a file could run code (CVE-2025-32434)."""
+
 SHOWN = 4
 """Differences named in a message; the exception carries them all."""
 
@@ -88,8 +91,13 @@ def read_tensors(
     at: names under which the state dict may lie, tried in order; empty where it is the whole file.
     rename: gives a stored key's name here, or None to leave the tensor out.
     Raises TensorFileError for a file that is missing or damaged, holds anything but plain data, or no such
-    state dict.
+    state dict, and for any file where torch is older than SAFE_TORCH.
     """
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < SAFE_TORCH:
+        raise TensorFileError(
+            f"{path.name} is not read with torch {torch.__version__}, in which a file can run code "
+            "(CVE-2025-32434); install torch 2.6 or later"
+        )
     try:
         # Only the zip format can be mapped; the older one is read whole. What torch has to warn of in a file
         # that it refuses is no user's concern.

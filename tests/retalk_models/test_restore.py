@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from retalk_models.engine import EngineOptions, Idle, Rung
 from retalk_models.face.geometry import template
 from retalk_models.picture import F32, U8, Box
-from retalk_models.restore import MouthRestorer, RestorationError, load_gfpgan, load_restorer
+from retalk_models.restore import MouthRestorer, RestorationError, available, load_gfpgan, load_restorer
 from retalk_models.store import CheckpointStore
 from retalk_models.videoretalking.engine import VideoRetalkingEngine
 from tests.retalk_models.videoretalking.cheap import CheapStages
@@ -100,6 +101,25 @@ def test_it_is_the_first_to_go(clips: Path) -> None:
 
 def test_without_the_extra_or_its_file_there_is_none(tmp_path: Path) -> None:
     assert load_restorer(CheckpointStore(tmp_path), torch.device("cpu")) is None
+
+
+def test_the_extra_without_torchvision_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gfpgan", "basicsr", "facexlib"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert not available()
+
+
+def test_a_torchvision_that_does_not_import_was_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RestorationError, match="RuntimeError: operator nms does not exist"):
+        load_gfpgan(tmp_path / "x.pth", torch.device("cpu"))
 
 
 def test_a_package_that_does_not_import_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,19 @@ def test_a_state_dict_is_found_and_renamed(tmp_path: Path) -> None:
         read_tensors(path, ("weights",))
 
 
+@pytest.mark.parametrize("version", ["2.4.0", "2.5.1+cu121", "1.13"])
+def test_a_torch_in_which_files_can_run_code_was_trusted(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.pth"
+    torch.save(good(), path)
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(TensorFileError, match=r"x\.pth is not read with torch .*install torch 2\.6 or later"):
+        read_tensors(path)
+    monkeypatch.setattr(torch, "__version__", "2.6.0a0+git123")
+    assert set(read_tensors(path)) == set(good())
+
+
 def test_the_older_file_format_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"a": torch.arange(3.0)}, path, _use_new_zipfile_serialization=False)
