@@ -126,7 +126,7 @@ def _attempt(
             try:
                 out.write(chunk)
             except OSError as error:
-                raise DownloadError(f"{part} cannot be written: {error.strerror}") from None
+                raise _unwritable(part, error) from None
             have += len(chunk)
             progress(have, total)
     if total is not None and have != total:
@@ -160,13 +160,21 @@ def download(
 
     `target` appears in one step, once the file is whole, equals `expected` (where given) and `inspect` raised
     nothing; a file that fails either is deleted. A server that is busy or goes away is asked up to ATTEMPTS
-    times. Raises DownloadError, and whatever `inspect` raises.
+    times in a row without more of the file. Raises DownloadError, and whatever `inspect` raises.
     """
-    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+    try:
+        scheme = urllib.parse.urlsplit(address).scheme
+    except ValueError:
+        scheme = ""
+    if scheme not in ("http", "https"):
         raise DownloadError(f"{address} is not an http or https address")
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    with part.open("ab") as out:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        opened = part.open("ab")
+    except OSError as error:
+        raise _unwritable(part, error) from None
+    with opened as out:
         try:
             fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -180,9 +188,12 @@ def download(
             if part.stat().st_size == 0:
                 _discard(part)
             raise
-        out.flush()
-        os.fsync(out.fileno())
-        got = digest(part)
+        try:
+            out.flush()
+            os.fsync(out.fileno())
+            got = digest(part)
+        except OSError as error:
+            raise _unwritable(part, error) from None
         try:
             if expected is not None and got != expected:
                 raise DownloadError(
@@ -194,9 +205,16 @@ def download(
         except BaseException:
             _discard(part)
             raise
-        part.replace(target)
-        _note(part).unlink(missing_ok=True)
+        try:
+            part.replace(target)
+            _note(part).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(target, error) from None
     return got
+
+
+def _unwritable(path: Path, error: OSError) -> DownloadError:
+    return DownloadError(f"{path} cannot be written: {error.strerror or error}")
 
 
 def _note(part: Path) -> Path:
@@ -218,8 +236,8 @@ def _persist(
     timeout: float,
     pause: Callable[[float], None],
 ) -> None:
-    reason = ""
-    for attempt in range(ATTEMPTS):
+    reason, attempt, most = "", 0, part.stat().st_size
+    while attempt < ATTEMPTS:
         if attempt:
             pause(min(0.5 * 2.0**attempt, 8.0))
         try:
@@ -238,7 +256,15 @@ def _persist(
         except _Stale:
             _note(part).unlink(missing_ok=True)
             reason = "the file changed on the server"
+        except (ValueError, http.client.InvalidURL) as error:
+            raise DownloadError(
+                f"{address}: it, or where the server redirects to, is not an address: {error}"
+            ) from None
         except (_Interrupted, http.client.HTTPException, OSError) as error:
             reason = str(getattr(error, "reason", "") or error) or type(error).__name__
         out.flush()
+        # More than ever before: a server that begins anew each time makes no progress.
+        have = part.stat().st_size
+        attempt = 1 if have > most else attempt + 1
+        most = max(most, have)
     raise DownloadError(f"{address}: gave up after {ATTEMPTS} attempts, {reason}; run it again to continue")

@@ -303,6 +303,44 @@ def test_other_schemes_are_refused(address: str, target: Path) -> None:
         fetch(address, target)
 
 
+@pytest.mark.parametrize("address", ["http://[", "http://127.0.0.1:port/x", "http://a b/"])
+def test_a_redirect_to_no_address_was_a_fault(address: str, server: Server, target: Path) -> None:
+    server.script.redirect = address
+    with pytest.raises(DownloadError) as caught:
+        fetch(server.address + "/moved", target)
+    assert "is not an address" in str(caught.value)
+    assert left(target) == []
+    with pytest.raises(DownloadError):
+        fetch(address, target)
+
+
+def test_a_download_that_kept_breaking_off_was_given_up(server: Server, target: Path) -> None:
+    server.script.cut_after = list(range(30_000, 300_000, 30_000))
+    got = fetch(server.address + "/file", target, DIGEST)
+    assert len(got.pauses) == 9
+    assert max(got.pauses) == 1.0, "each brought something, so none waits longer"
+
+
+def test_a_server_that_begins_anew_each_time_is_given_up(server: Server, target: Path) -> None:
+    server.script.ranges = False
+    server.script.cut_after = [30_000] * 20
+    with pytest.raises(DownloadError, match="gave up after 5 attempts"):
+        fetch(server.address + "/file", target)
+    assert len(server.script.asked) == ATTEMPTS
+
+
+def test_a_place_that_cannot_be_written_was_a_fault(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DownloadError, match=r"file/x\.pth\.part cannot be written: File exists"):
+        fetch(server.address + "/file", tmp_path / "file" / "x.pth")
+    (tmp_path / "x.pth.part").mkdir()
+    with pytest.raises(DownloadError, match=r"x\.pth\.part cannot be written: Is a directory"):
+        fetch(server.address + "/file", tmp_path / "x.pth")
+    (tmp_path / "y.pth" / "z").mkdir(parents=True)
+    with pytest.raises(DownloadError, match=r"y\.pth cannot be written: Is a directory"):
+        fetch(server.address + "/file", tmp_path / "y.pth")
+
+
 def test_two_downloads_of_one_file_do_not_meet(server: Server, target: Path) -> None:
     target.parent.mkdir()
     with target.with_name("x.pth.part").open("ab") as held:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from retalk_models.download import Digest, DownloadError
+import retalk_models.store
+from retalk_models.download import Digest, DownloadError, digest
 from retalk_models.store import (
     LEDGER,
     CheckpointError,
@@ -177,6 +179,78 @@ def test_a_damaged_ledger_is_named(text: str, store: CheckpointStore, file: Chec
     (store.folder / LEDGER).write_text(text)
     with pytest.raises(CheckpointError, match=rf"{LEDGER} is not a readable ledger"):
         store.use(file)
+
+
+def test_files_were_read_and_inspected_over_and_over(
+    store: CheckpointStore, file: CheckpointFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: Path) -> Digest:
+        read.append("read")
+        return digest(path)
+
+    def inspect(path: Path) -> None:
+        read.append("inspected")
+
+    monkeypatch.setattr(retalk_models.store, "digest", counted)
+    file = replace(file, inspect=inspect)
+    store.folder.mkdir()
+    store.path(file).write_bytes(DATA)
+    for _ in range(3):
+        CheckpointStore(store.folder).require([file], "")
+    assert read == ["read", "inspected"]
+    # The next process knows it, and need not look inside.
+    monkeypatch.setattr(retalk_models.store, "_GOOD", {})
+    store.use(file)
+    assert read == ["read", "inspected", "read"]
+    store.path(file).write_bytes(DATA + b"x")
+    with pytest.raises(CheckpointError, match="should have"):
+        store.use(file)
+    assert store.verify(file).state is State.CHANGED
+
+
+def test_a_ledger_that_cannot_be_written_was_a_fault(
+    store: CheckpointStore, file: CheckpointFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    (store.folder / f"{LEDGER}.{os.getpid()}").mkdir(parents=True)
+    assert store.pull(file, agree=yes).read_bytes() == DATA
+    assert f"{store.folder / LEDGER} cannot be written" in caplog.text
+    assert DIGEST.sha256 in caplog.text
+    assert store.use(file) == store.path(file)
+    assert store.known(file) is None
+
+
+def test_files_that_cannot_be_read_are_named(
+    store: CheckpointStore, file: CheckpointFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.pull(file, agree=yes)
+
+    def refuse(path: Path) -> Digest:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(retalk_models.store, "digest", refuse)
+    with pytest.raises(CheckpointError, match=r"models/x\.pth cannot be read: Permission denied"):
+        store.use(file)
+    monkeypatch.undo()
+    (store.folder / LEDGER).unlink()
+    (store.folder / LEDGER).mkdir()
+    with pytest.raises(CheckpointError, match=rf"{LEDGER} cannot be read: Is a directory"):
+        store.use(file)
+
+
+def test_two_processes_that_record_at_once_both_stay_recorded(store: CheckpointStore) -> None:
+    store.folder.mkdir()
+    stores = [CheckpointStore(store.folder) for _ in range(8)]
+    threads = [
+        threading.Thread(target=one._record, args=(f"{number}.pth", DIGEST))
+        for number, one in enumerate(stores)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(json.loads((store.folder / LEDGER).read_text())) == 8
 
 
 def test_the_folder_is_where_the_environment_says() -> None:
