@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import av
 
 from retalk_models.engine import person_file
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.corpus import ClipEntry
 from retalk_models.talkin.crop_corpus import CropClip, build, read
+from retalk_models.talkin.render_scores import Scores, evaluate
+from retalk_models.talkin.render_trainer import Recipe, Trainer
 from retalk_models.talkin.rendernet import load_net, save_net
-from retalk_models.talkin.train_renderer import Recipe, Scores, Trainer, evaluate
 
 _HELD_BACK = 0.3
 """The clip's last part, by which the gain is measured."""
@@ -46,6 +51,32 @@ def adaptation_recipe(steps: int, seed: int) -> Recipe:
     )
 
 
+def working_folder(video: Path) -> Path:
+    """Where an adaptation keeps tracks, crops and checkpoints unless told otherwise: in the user's cache.
+
+    Each clip's content has its own. Raises FileNotFoundError for a clip that is not there.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME")
+    kept = (Path(cache) if cache else Path.home() / ".cache") / "retalk" / "adaptation"
+    return kept / f"{video.stem}-{hashlib.sha256(_present(video).read_bytes()).hexdigest()[:12]}"
+
+
+def _present(video: Path) -> Path:
+    if not video.is_file():
+        raise FileNotFoundError(f"{video}: no such file; --adapt takes a clip of the presenter")
+    return video
+
+
+def _check(video: Path) -> None:
+    """Raise FileNotFoundError or ValueError for what no crops can be cut from."""
+    with av.open(str(_present(video))) as container:
+        if not container.streams.video:
+            raise ValueError(f"{video}: there is no picture in it; --adapt takes a clip of the presenter")
+        codec = container.streams.video[0].codec_context
+        if codec.width % 2 or codec.height % 2:
+            raise ValueError(f"{video}: {codec.width}x{codec.height}; --adapt needs an even width and height")
+
+
 def split(clip: CropClip) -> list[CropClip]:
     """The clip's first part to learn from, and its last to measure by, ten frames apart."""
     count = len(clip.numbers)
@@ -68,17 +99,22 @@ def _frames(clip: CropClip, person: str, frames: slice) -> CropClip:
 def adapt(video: Path, cache: Path, out: Path, steps: int, seed: int, device: str = "cpu") -> Gain:
     """Fine-tune on a clip and store the result beside it where it is better there than the bundled net.
 
-    Raises FileNotFoundError for a clip that is not there, ValueError for one with too few frames of a face.
+    Raises FileNotFoundError for a clip that is not there, ValueError for one that is no video or has a face
+    in too few frames.
     """
-    if not video.is_file():
-        raise FileNotFoundError(f"{video}: no such file; --adapt takes a clip of the presenter")
-    entry = ClipEntry(video, None, False)
     crops = out / "crops"
-    build([entry], cache / "tracks", crops, ExpressionBasis.load(), _MOST_FRAMES)
+    try:
+        _check(video)
+        print(f"looking for the face in {video.name}", flush=True)
+        build([ClipEntry(video, None, False)], cache / "tracks", crops, ExpressionBasis.load(), _MOST_FRAMES)
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{video}: cannot be read as a video ({error.strerror})") from error
     clips: Sequence[CropClip] = read(crops)
-    count = len(clips[0].numbers) if clips else 0
-    if count < _LEAST_FRAMES:
-        raise ValueError(f"{video}: a face in {count} frames; --adapt needs {_LEAST_FRAMES} or more")
+    if not clips or len(clips[0].numbers) < _LEAST_FRAMES:
+        raise ValueError(
+            f"{video}: a face that can be drawn in fewer than {_LEAST_FRAMES} frames; "
+            "--adapt needs six seconds or more of one person facing the camera"
+        )
     net = load_net()
     trainer = Trainer(adaptation_recipe(steps, seed), split(clips[0]), out, device, net, tests_per_clip=24)
     before = evaluate(load_net().to(device), trainer.test, device)

@@ -127,13 +127,14 @@ def build(
 
     most: frames of a clip. Does nothing where they are there and were made of these clips.
     """
-    key = hashlib.sha256(
-        json.dumps([CROP_SIDE, CROP_SPAN, most, [one.name for one in entries]]).encode()
-    ).hexdigest()
+    made_of = [(one.name, hashlib.sha256(one.path.read_bytes()).hexdigest()) for one in entries]
+    key = hashlib.sha256(json.dumps([CROP_SIDE, CROP_SPAN, most, made_of]).encode()).hexdigest()
     described = out / "crops.json"
     if described.is_file() and json.loads(described.read_text(encoding="utf-8"))["key"] == key:
         return
     out.mkdir(parents=True, exist_ok=True)
+    # Interrupted, the old description must not go with half of the new crops.
+    described.unlink(missing_ok=True)
     clips: list[dict[str, object]] = []
     arrays: dict[str, NDArray[np.generic]] = {}
     start = 0
@@ -172,6 +173,8 @@ def build(
 def read(out: Path) -> list[CropClip]:
     """The clips that `build` cut."""
     described = json.loads((out / "crops.json").read_text(encoding="utf-8"))
+    if not described["clips"]:
+        return []
     shape = (described["total"], CROP_SIDE * 3 // 2, CROP_SIDE)
     planes = np.memmap(out / "crops.u8", np.uint8, "r", shape=shape)
     clips = []

@@ -7,7 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -101,25 +102,27 @@ def multiply_adds(widths: tuple[int, ...] = WIDTHS) -> int:
 
 
 def save_net(net: RenderNet, path: Path) -> None:
-    """As safetensors, half precision: twice the size buys no visible difference."""
+    """As safetensors, half precision: more buys no visible difference. The file appears complete."""
     tensors = {name: value.detach().half().contiguous() for name, value in net.state_dict().items()}
-    save_file(tensors, str(path))
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(save(tensors))
+    part.replace(path)
 
 
 def load_net(path: Path | None = None) -> RenderNet:
     """From a safetensors file; the bundled one where path is None.
 
-    Raises ValueError for another net's file.
+    Raises ValueError for another net's file or a damaged one.
     """
     if path is None:
         data = files("retalk_models").joinpath("weights", RENDERER_FILE).read_bytes()
     else:
         data = path.read_bytes()
-    tensors = {name: value.float() for name, value in load(data).items()}
     try:
+        tensors = {name: value.float() for name, value in load(data).items()}
         widths = tuple(len(tensors[f"down.{level}.first.bias"]) for level in range(len(WIDTHS)))
         net = RenderNet(widths)
         net.load_state_dict(tensors)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path or RENDERER_FILE}: these are no weights of the rendering net") from error
     return net.eval()
