@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 
 from retalk_models.face.tracker import OneEuro
-from retalk_models.picture import F32, Box
+from retalk_models.picture import F32, U8, Box
 from retalk_models.videoretalking.geometry import F64
-from retalk_models.videoretalking.landmarks import JAW, NOSE_BRIDGE_END
+from retalk_models.videoretalking.landmarks import CHIN, DROPS, JAW, NOSE_BRIDGE_END
 
 _BELOW = 0.08
 """Room under the chin over the face's height: where a mouth that opens wider than the source's needs it."""
@@ -23,8 +23,9 @@ MASK_SIDE = 96
 """Side of a mask in cells; four pixels of the nets' picture each."""
 
 _LARGER = 1.08
-_FEATHER = 5
-"""How much larger than the landmarks' outline the shown part is, and its soft border in cells."""
+_FEATHER, _FEATHER_BELOW = 5, 2
+"""How much larger than the landmarks' outline the shown part is, and its soft border in cells to either side
+of its middle; and the one under the chin."""
 
 
 class BoxTrack:
@@ -69,20 +70,34 @@ def _even_box(low: F32, high: F32, frame_size: tuple[int, int]) -> Box | None:
 def shown_part(landmarks: F64, box: Box) -> F32:
     """(MASK_SIDE, MASK_SIDE) of the box: 1 inside the lower face, softly 0 at its outline and the border.
 
-    landmarks: (68, 2) pixels.
+    Under the chin it reaches down to the box's lower border, so that a mouth that opens wider than the
+    source's is shown whole. landmarks: (68, 2) pixels.
     """
-    outline = np.concatenate([landmarks[JAW][1:-1], landmarks[[NOSE_BRIDGE_END]]])
+    jaw = landmarks[JAW]
+    outline = np.concatenate([jaw[1:-1], landmarks[[NOSE_BRIDGE_END]]])
     middle = outline.mean(axis=0)
-    outline = middle + _LARGER * (outline - middle)
+    room = max(0.0, box.bottom - 0.5 - float(jaw[CHIN, 1]))
+    # Farther than there is room for: a tilted chin's corners would be rounded off by the border.
+    dropped = jaw[DROPS] + (0.0, 1.5 * room)
+    outline = np.concatenate([middle + _LARGER * (outline - middle), dropped])
     cells = (outline - (box.left - 0.5, box.top - 0.5)) * MASK_SIDE / (box.width, box.height) - 0.5
     hull = cv2.convexHull(np.round(cells * 16).astype(np.int32))
     inside = np.zeros((MASK_SIDE, MASK_SIDE), np.uint8)
     cv2.fillConvexPoly(inside, hull, 1, cv2.LINE_8, 4)
-    size = 2 * _FEATHER + 1
+    soft, narrow = _softened(inside, _FEATHER), _softened(inside, _FEATHER_BELOW)
+    # The narrow border only where there is no room for more: from the middle down, wholly at the chin.
+    top, bottom = ((y - box.top + 0.5) * MASK_SIDE / box.height for y in (middle[1], jaw[CHIN, 1]))
+    share = np.clip((np.arange(MASK_SIDE) + 0.5 - top) / max(bottom - top, 1.0), 0, 1)[:, None]
+    return np.asarray(soft + share * (narrow - soft), np.float32)
+
+
+def _softened(inside: U8, down: int) -> F32:
+    """0 or 1 to 0..1: a border of _FEATHER cells to either side of its middle across and of `down` below."""
+    across, down = 2 * _FEATHER + 1, 2 * down + 1
     # One cell more than the blur reaches back, so that the outermost cells are exactly 0.
     core = cv2.erode(
-        inside, np.ones((size + 2, size + 2), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0
+        inside, np.ones((down + 2, across + 2), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0
     )
     return np.asarray(
-        cv2.blur(core.astype(np.float32), (size, size), borderType=cv2.BORDER_CONSTANT), np.float32
+        cv2.blur(core.astype(np.float32), (across, down), borderType=cv2.BORDER_CONSTANT), np.float32
     )

@@ -18,8 +18,10 @@ FACE_MESH = (*_JAW, *_BROWS, *_NOSE, *_EYES, *_OUTER, *_INNER)
 """Face Mesh's point for each of the 68, in their order."""
 
 JAW = slice(0, 17)
+CHIN = 8
+DROPS = slice(4, 13)
+"""The part of the jaw's outline that moves when the mouth opens."""
 NOSE_BRIDGE_END = 29
-MOUTH = slice(48, 68)
 
 
 def sixty_eight(points: F32) -> F64:
