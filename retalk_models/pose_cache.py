@@ -51,14 +51,18 @@ class CacheUse:
 class PoseCache(Generic[T]):
     """At most one reference per cell of pose, at most `capacity` in all.
 
-    cell: the cells' size in radians. ageing: quality that a reference loses a second against those that would
-    take its place, down to AGED less: what light and camera do to a face does not last.
+    cell: the cells' size in radians; roll_cell: their size in roll, where it is another. ageing: quality that
+    a reference loses a second against those that would take its place, down to AGED less: what light and
+    camera do to a face does not last.
     """
 
-    def __init__(self, capacity: int = 12, cell: float = 0.26, ageing: float = 0.0) -> None:
+    def __init__(
+        self, capacity: int = 12, cell: float = 0.26, ageing: float = 0.0, roll_cell: float | None = None
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"a pose cache needs a capacity of at least 1, not {capacity}")
-        self._capacity, self._cell = capacity, cell
+        self._capacity = capacity
+        self._cells = cell, cell, cell if roll_cell is None else roll_cell
         self._ageing, self._now_s = ageing, 0.0
         self._kept: dict[Key, Reference[T]] = {}
         self._since: dict[Key, float] = {}
@@ -137,7 +141,8 @@ class PoseCache(Generic[T]):
         return one.quality - away
 
     def _key(self, yaw: float, pitch: float, roll: float) -> Key:
-        across, down, tilt = (int(np.rint(angle / self._cell)) for angle in (yaw, pitch, roll))
+        angles = zip((yaw, pitch, roll), self._cells, strict=True)
+        across, down, tilt = (int(np.rint(angle / cell)) for angle, cell in angles)
         return across, down, tilt
 
     def _worth(self, key: Key, quality: float, without: Key | None = None) -> float:

@@ -14,8 +14,9 @@ from retalk_models.videoretalking.stages import FaceReference
 
 logger = logging.getLogger(__name__)
 
-CELL = 0.21
-"""Size in radians (12 degrees) of the cells of pose that get a reference each."""
+CELL, ROLL_CELL = 0.21, 0.14
+"""Size in radians (12 and 8 degrees) of the cells of pose that get a reference each: in yaw and pitch, and in
+roll, which turns a reference's features most and is not turned back."""
 
 CAPACITY = 48
 """References of one session: 0.3 MB each in float32."""
@@ -65,7 +66,7 @@ class FaceReferences:
 
     def __init__(self, maker: MakesReferences, worker: Executor | None) -> None:
         self._maker, self._worker = maker, worker
-        self._cache: PoseCache[FaceReference] = PoseCache(CAPACITY, CELL, AGEING)
+        self._cache: PoseCache[FaceReference] = PoseCache(CAPACITY, CELL, AGEING, ROLL_CELL)
         self._pending: tuple[Future[Made], Pose, float, int] | None = None
         self._orders, self._makeshifts = _Patience(), _Patience()
         self._person = 0
