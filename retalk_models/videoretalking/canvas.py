@@ -35,11 +35,14 @@ class Planes:
     uv: Tensor
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Bring a tensor from the host to the device without waiting for what the device is at."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def upload(picture: Picture, box: Box, device: torch.device) -> Planes:
     """Bring an even-aligned box of a picture to the device."""
-    flat = _packed(picture, box)
-    if device.type == "cuda":
-        flat = flat.pin_memory().to(device, non_blocking=True)
+    flat = send(_packed(picture, box), device)
     area = box.width * box.height
     y = flat[:area].reshape(1, 1, box.height, box.width)
     uv = flat[area:].reshape(1, 2, box.height // 2, box.width // 2)
@@ -102,4 +105,4 @@ def put_back(picture: Picture, box: Box, flat: Tensor) -> Picture:
 
 def as_mask(mask: F32, device: torch.device) -> Tensor:
     """(M, M) to (1, 1, M, M) on the device."""
-    return torch.from_numpy(mask)[None, None].to(device, non_blocking=True)
+    return send(torch.from_numpy(mask), device)[None, None]

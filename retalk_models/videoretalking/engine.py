@@ -84,6 +84,11 @@ class VideoRetalkingEngine:
             return VideoRetalkingSession(self._stages, self._maker, options, None, self._restorer)
         return VideoRetalkingSession(self._stages, self._aside, options, self._worker, self._restorer)
 
+    def close(self) -> None:
+        """Stop the engine's threads; what was still to be made for its sessions is not made. Idempotent."""
+        for threads in (self._worker, self._trackers):
+            threads.shutdown(wait=False, cancel_futures=True)
+
     def process_many(
         self, work: Sequence[tuple[EngineSession, EngineWindow]]
     ) -> Sequence[EngineResult | Exception]:

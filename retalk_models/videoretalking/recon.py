@@ -6,11 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IDENTITY = slice(0, 80)
 EXPRESSION = slice(80, 144)
-TEXTURE = slice(144, 224)
 ANGLE = slice(224, 227)
-GAMMA = slice(227, 254)
 TRANSLATION = slice(254, 257)
 WIDTHS = (80, 64, 80, 3, 27, 2, 1)
 """Outputs of the regressor's seven heads, in order."""

@@ -26,7 +26,7 @@ from retalk_models.face.tracker import ShapeFilter
 from retalk_models.face.watch import FaceWatch, Sighting
 from retalk_models.picture import F32, Box, Picture
 from retalk_models.restore import MouthRestorer
-from retalk_models.videoretalking.canvas import as_mask, blacken, face_picture, lay_in, put_back, upload
+from retalk_models.videoretalking.canvas import as_mask, blacken, face_picture, lay_in, put_back, send, upload
 from retalk_models.videoretalking.enet import draw_noise
 from retalk_models.videoretalking.framing import BoxTrack, shown_part
 from retalk_models.videoretalking.landmarks import sixty_eight
@@ -214,7 +214,8 @@ class VideoRetalkingSession:
             masked = blacken(face_picture(upload(picture, box, self._device)))
             plan.box, plan.points = box, face.points
             plan.mask = as_mask(shown_part(landmarks, box), self._device)
-        mel = torch.from_numpy(self._voice.at(plan.frame.voice_at, gates.voice))[None].to(self._device)
+        heard = torch.from_numpy(self._voice.at(plan.frame.voice_at, gates.voice))
+        mel = send(heard, self._device)[None]
         noise = self._noise if rung < Rung.NO_ENHANCEMENT else None
         plan.work = FaceWork(mel, masked, reference, noise)
 

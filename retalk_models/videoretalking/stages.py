@@ -6,6 +6,7 @@ thousand small kernels, whose launches would otherwise cost more than their work
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -59,13 +60,18 @@ class FaceWork:
 
 
 class _Captured:
-    """A function of tensors of fixed shapes as a CUDA graph.
+    """A function of tensors of fixed shapes as a CUDA graph. Called from any thread.
 
-    pool: memory that all graphs share. None runs while another's output is still to be read: outputs are
-    copied at once, in the same stream.
+    pool, lock: memory that all graphs of one Stages share, and what a call holds until its output is copied
+    out of it. A thread that was given up on may come back to life beside the one that took its place, so one
+    thread alone cannot be counted on; both queue their work in the device's default stream, in the order in
+    which they held the lock.
     """
 
-    def __init__(self, work: Callable[..., Tensor], examples: Sequence[Tensor], pool: Any) -> None:
+    def __init__(
+        self, work: Callable[..., Tensor], examples: Sequence[Tensor], pool: Any, lock: threading.Lock
+    ) -> None:
+        self._lock = lock
         self._inputs = [torch.zeros_like(example) for example in examples]
         side = new_stream(examples[0].device)
         side.wait_stream(torch.cuda.current_stream())
@@ -78,14 +84,15 @@ class _Captured:
             self._output = work(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        for held, given in zip(self._inputs, inputs, strict=True):
-            held.copy_(given)
-        self._graph.replay()
-        return self._output.clone()
+        with self._lock:
+            for held, given in zip(self._inputs, inputs, strict=True):
+                held.copy_(given)
+            self._graph.replay()
+            return self._output.clone()
 
 
 class Stages:
-    """The loaded nets on one device. Calls come from one thread, but for those that make references.
+    """The loaded nets on one device. Called from any thread; references may be made beside the frames.
 
     dtype: None runs the nets as they were loaded, in float32: the reference that every other way is held to.
     Otherwise they are rebuilt for speed, in that precision. The nets are taken over and changed.
@@ -93,6 +100,8 @@ class Stages:
 
     def __init__(self, nets: Nets, device: torch.device, dtype: torch.dtype | None) -> None:
         self.device, self.dtype = device, dtype
+        if device.type == "cuda":
+            keep_float32()
         self.expressions, self.standard_points = nets.expressions, nets.standard_points
         if dtype is not None:
             accelerate_dnet(nets.dnet, dtype)
@@ -103,25 +112,22 @@ class Stages:
         self._enet, self._recon = nets.enet.to(device), nets.coefficients.to(device)
         self._speak: dict[int, _Captured] = {}
         self._enhance: dict[int, _Captured] = {}
-
-    @property
-    def captured(self) -> bool:
-        return bool(self._speak)
+        self._graphs_lock = threading.Lock()
 
     def capture(self) -> None:
         """Capture both per-frame stages for every bucket. CUDA only."""
         with torch.inference_mode(), torch.cuda.device(self.device):
-            pool = torch.cuda.graph_pool_handle()
+            pool, lock = torch.cuda.graph_pool_handle(), self._graphs_lock
             # The largest first, whose memory then serves the rest.
             for count in reversed(BUCKETS):
                 mel = torch.zeros(count, 1, 80, 16, device=self.device)
                 masked = torch.zeros(count, 3, SIDE, SIDE, device=self.device)
                 features = torch.zeros(count, *FEATURES, dtype=self._lnet.encoder_dtype, device=self.device)
-                self._speak[count] = _Captured(self._spoken, (mel, masked, features), pool)
+                self._speak[count] = _Captured(self._spoken, (mel, masked, features), pool, lock)
                 low = torch.zeros(count, 3, SIDE // 4, SIDE // 4, device=self.device)
                 style = torch.zeros(count, STYLE, device=self.device)
                 noise = [torch.zeros(count, 1, size, size, device=self.device) for size in NOISE_SIZES]
-                self._enhance[count] = _Captured(self._enhanced, (low, style, *noise), pool)
+                self._enhance[count] = _Captured(self._enhanced, (low, style, *noise), pool, lock)
 
     # --- per reference
 
@@ -172,7 +178,8 @@ class Stages:
             style = torch.cat([work[index].reference.style for index in fine])
             maps = [work[index].noise or () for index in fine]
             noise = [torch.cat(list(level)) for level in zip(*maps, strict=True)]
-            drawn = run_bucketed(self._enhance, self._enhanced, low[fine], style, *noise)
+            chosen = low if len(fine) == len(work) else low[fine]
+            drawn = run_bucketed(self._enhance, self._enhanced, chosen, style, *noise)
             for index, face in zip(fine, torch.split(drawn, 1), strict=True):
                 faces[index] = face
             timer.end("enhancement")
@@ -187,6 +194,15 @@ class Stages:
     def _placed(self, picture: Tensor) -> Tensor:
         layout = torch.contiguous_format if self.dtype is None else torch.channels_last
         return picture.to(self.device).contiguous(memory_format=layout)
+
+
+def keep_float32() -> None:
+    """Have CUDA compute in float32 what is in float32: its convolutions round to TensorFloat-32 unless told.
+
+    For the whole process, because a setting that comes and goes would reach into other threads' work.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def run_bucketed(graphs: dict[int, _Captured], plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -294,6 +294,24 @@ def test_windows_of_several_sessions_are_drawn_together(face: list[Picture]) -> 
         assert isinstance(results[2], ValueError)
 
 
+def test_a_closed_engine_leaves_no_thread_and_nothing_to_be_made(face: list[Picture]) -> None:
+    engine = VideoRetalkingEngine(CheapStages(), {})
+    session = engine.open_session(EngineOptions(idle=Idle.REST))
+    run(session, windows(face[:4]))
+    engine.close()
+    engine.close()
+    threads = [*engine._worker._threads, *engine._trackers._threads]
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+    # A session that outlives it has what it has.
+    session._forget_person()
+    results = run(session, windows(face[4:8], start=4))
+    assert total(results, "references_failed") == 1
+    assert results[-1].outputs[0].region is not None
+    session.close()
+
+
 def test_a_batch_is_filled_up_to_what_was_captured() -> None:
     asked: list[int] = []
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +23,7 @@ from retalk_models.videoretalking.framing import shown_part
 from retalk_models.videoretalking.landmarks import sixty_eight
 from retalk_models.videoretalking.lnet import LNet
 from retalk_models.videoretalking.recon import CoefficientNet
-from retalk_models.videoretalking.stages import FaceWork, Stages
+from retalk_models.videoretalking.stages import FaceWork, Stages, _Captured, keep_float32
 from tests.retalk_models.videoretalking import synthetic
 from tests.retalk_models.videoretalking.clip import pictures
 from tests.retalk_models.videoretalking.test_fast import _half_products_as_devices_make_them, psnr
@@ -73,6 +77,45 @@ def test_the_fast_path_draws_what_the_nets_as_loaded_draw(
         assert whole >= 40
         assert drawn >= 40
         assert seen >= 40
+
+
+class SlowGraph:
+    """Stands in for a CUDA graph: doubles its input, at leisure."""
+
+    def __init__(self, held: torch.Tensor, output: torch.Tensor) -> None:
+        self.held, self.output = held, output
+
+    def replay(self) -> None:
+        torch.mul(self.held, 2, out=self.output)
+        time.sleep(0.002)
+
+
+def test_two_threads_in_one_graph_got_each_others_faces() -> None:
+    captured = _Captured.__new__(_Captured)
+    held, output = torch.zeros(1000), torch.zeros(1000)
+    graph: Any = SlowGraph(held, output)
+    captured._inputs, captured._output, captured._graph = [held], output, graph
+    captured._lock = threading.Lock()
+
+    def call(value: float) -> bool:
+        with torch.inference_mode():
+            return bool((captured(torch.full((1000,), value)) == 2 * value).all())
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(call, [float(value) for value in range(100)]))
+
+
+def test_float32_was_tensorfloat_on_cuda() -> None:
+    flags: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [one.allow_tf32 for one in flags]
+    try:
+        for one in flags:
+            one.allow_tf32 = True
+        keep_float32()
+        assert [one.allow_tf32 for one in flags] == [False, False]
+    finally:
+        for one, value in zip(flags, before, strict=True):
+            one.allow_tf32 = value
 
 
 def test_what_the_mask_leaves_comes_back_to_the_sample(clips: Path) -> None:
