@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,11 +27,27 @@ T = TypeVar("T")
 _COMPANY_S = 0.010
 _OPENING_DUE_S = 1.0
 _MOST_THREADS = 4
+_TURN_S = 0.0005
 
 
 def threads_for(device: str) -> int:
-    """How many threads an engine gets: a window is one core's work, a GPU is one device whoever asks it."""
-    return 1 if device.startswith("cuda") else min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+    """How many threads an engine gets: a window is one core's work, a GPU is one device whoever asks it.
+
+    One for every two cores: an engine's many short calls need the interpreter's lock, two at once wait for it
+    most of the time, and encoders and the event loop need a core, too.
+    """
+    if device.startswith("cuda"):
+        return 1
+    return min(_MOST_THREADS, max(1, len(os.sched_getaffinity(0)) // 2))
+
+
+def _take_short_turns() -> None:
+    """Let no thread of this process keep the interpreter's lock for long while another waits.
+
+    An engine gives it up at every picture operation; at Python's own 5 ms it then waits out another's turn so
+    often that a window of 15 ms takes 40.
+    """
+    sys.setswitchinterval(min(_TURN_S, sys.getswitchinterval()))
 
 
 class EngineStuck(RuntimeError):
@@ -74,6 +91,7 @@ class Scheduler:
     """
 
     def __init__(self, name: str = "engine", workers: int = 1, spare_threads: int = 4) -> None:
+        _take_short_turns()
         self._name = name
         self._most = workers
         self._spare = spare_threads

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +12,7 @@ import pytest
 
 from retalk_models.engine import EngineFrame, EngineOptions, EngineResult, EngineSession, EngineWindow
 from stream.batching import CostTable
-from stream.scheduler import BatchLost, EngineStuck, Scheduler
+from stream.scheduler import BatchLost, EngineStuck, Scheduler, threads_for
 from tests.stream.fakes import FakeEngine, flat_picture
 
 
@@ -287,3 +289,22 @@ async def test_two_threads_share_sessions_and_never_one_session() -> None:
     assert set(loads) == set(handles)
     assert all(load > 0.02 for load in loads.values())
     await scheduler.shutdown()
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (4, 2), (64, 4)])
+def test_engine_threads_leave_cores_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert threads_for("cpu") == threads
+    assert threads_for("cuda:0") == 1
+
+
+def test_no_thread_keeps_the_interpreter_for_milliseconds_beside_an_engine() -> None:
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        Scheduler()
+        assert sys.getswitchinterval() == pytest.approx(0.0005)
+    finally:
+        sys.setswitchinterval(before)
