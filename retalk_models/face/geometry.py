@@ -49,6 +49,8 @@ STABLE = (
 INNER_PAIRS = ((13, 14), (82, 87), (312, 317), (81, 178), (311, 402))
 """Inner lip points (upper, lower) facing each other; their mean gap is the lip aperture."""
 
+_UPPER_INNER, _LOWER_INNER = np.array(INNER_PAIRS, np.intp).T
+
 _EYE_CORNERS = (33, 263, 133, 362)
 _BRIDGE = (168, 6, 197, 195)
 
@@ -75,6 +77,7 @@ def lower_face_weights() -> F32:
     return _bundle()["lower_face"]
 
 
+@cache
 def _stable_weights() -> F32:
     weights = np.ones(len(STABLE), np.float32)
     for place, index in enumerate(STABLE):
@@ -171,8 +174,8 @@ def aperture(shape: F32) -> float:
 
     Linear in the shape, so that a linear basis can own it.
     """
-    upper, lower = (list(side) for side in zip(*INNER_PAIRS, strict=True))
-    return float((shape[lower, 1] - shape[upper, 1]).mean())
+    down = shape[:, 1]
+    return float((down[_LOWER_INNER] - down[_UPPER_INNER]).mean())
 
 
 def lip_opening(points: F32) -> float:
