@@ -16,6 +16,7 @@ from retalk_models.engine import Idle
 from server.auth import same
 from server.errors import ApiError, forbidden, invalid, unauthorised, unavailable, unknown_session
 from server.hosted import HostedSession, SessionPlan, Stream
+from server.memory import return_memory
 from server.metrics import Metrics
 from server.settings import Settings
 from stream.admission import Admission
@@ -271,6 +272,7 @@ class Registry:
         self._give_up(self._places.pop(session.id, None))
         if not self._sessions:
             self._empty.set()
+        await asyncio.to_thread(return_memory)
 
     def _end_soon(self, session: HostedSession, reason: str) -> None:
         task = asyncio.create_task(self.end(session, reason), name="session-end")
