@@ -2,6 +2,7 @@
 
     python -m benchmarks.videoretalking                       # what is here: CUDA if there is any
     python -m benchmarks.videoretalking --reference CHECKOUT  # and the official code, in the same process
+    python -m benchmarks.videoretalking --poses CLIP...       # instead: hit rates of the pose cache, no nets
 
 Speed does not depend on the weights' values, so no file is needed. CHECKOUT is a working tree of
 OpenTalker/video-retalking outside this repository; see reference_chain.py for what of it is run.
@@ -209,6 +210,7 @@ def sessions(stages: Stages, count: int, most: int, budget_ms: float, figures: d
         taken = timed(stages.device, count, crowd.call)
         crowd.close()
         fits = bool(taken.mean() <= STEP_MS and np.percentile(taken, 95) <= budget_ms)
+        figures[f"sessions {number} mean ms"] = float(taken.mean())
         figures[f"sessions {number} p95 ms"] = float(np.percentile(taken, 95))
         print(f"{number:40}{p(taken)}   {'yes' if fits else 'no'}")
         if not fits:
@@ -230,8 +232,14 @@ def main() -> None:
     parser.add_argument("--budget-ms", type=float, default=120.0, help="p95 that a window may take")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="checkout of the official repository")
     parser.add_argument("--size", default="1280x720", help="the official chain's frame")
+    parser.add_argument("--poses", type=Path, nargs="+", metavar="CLIP", help="only the pose cache, on clips")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     asked = parser.parse_args()
+    if asked.poses:
+        from benchmarks.pose_hits import by_clip
+
+        by_clip(asked.poses)
+        return
     device = torch.device(asked.device)
     cuda = device.type == "cuda"
     count = asked.iterations or (50 if cuda else 2)
@@ -243,7 +251,7 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, {precision}, {count} runs each")
     figures: dict[str, Any] = {"device": name, "torch": torch.__version__, "precision": precision}
     stages = Stages(synthetic_nets(), device, None if precision == "eager" else getattr(torch, precision))
-    if cuda:
+    if cuda and precision != "eager":
         stages.capture()
     with torch.inference_mode():
         frames = Frames(stages)
@@ -256,16 +264,22 @@ def main() -> None:
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     )
     figures["peak memory MB"] = peak / 1e6
-    print(f"\npeak memory: {peak / 1e6:.0f} MB ({'of the device' if cuda else 'of the process'})")
+    print(f"\npeak memory: {peak / 1e6:.0f} MB ({'of tensors' if cuda else 'of the process'})")
+    if cuda:
+        # What the graphs' pool and the allocator keep from others, too: a device must have room for this.
+        figures["peak reserved MB"] = torch.cuda.max_memory_reserved(device) / 1e6
+        print(f"peak memory reserved on the device: {figures['peak reserved MB']:.0f} MB")
     if asked.reference is not None:
         from benchmarks.reference_chain import measure
 
         width, height = map(int, asked.size.split("x"))
         official = measure(asked.reference, device, (width, height), max(1, count // 10), figures)
-        ours = figures[f"frame ms x{buckets[0]} hit 0.9"]
+        # The engine's whole window of one frame, tracking, upload and compositing included, and what misses
+        # cost as if frames waited for them.
+        ours = figures["sessions 1 mean ms"] + 0.1 * figures["a miss, all of it"]
         figures["ratio"] = official / ours
-        print(f"\nofficial {official:.1f} ms a frame, this engine {ours:.1f} at a hit rate of 0.9:", end=" ")
-        print(f"{official / ours:.1f} times as fast")
+        print(f"\nofficial {official:.1f} ms a frame, this engine {ours:.1f} with tracking and compositing,")
+        print(f"at a hit rate of 0.9: {official / ours:.1f} times as fast")
     if asked.json is not None:
         asked.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
