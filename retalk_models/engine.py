@@ -194,6 +194,15 @@ class BatchEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class ClosingEngine(Protocol):
+    """What an engine with threads of its own offers on top of Engine."""
+
+    def close(self) -> None:
+        """Stop them, after the last session. Idempotent."""
+        ...
+
+
 ENGINES = ("talkin", "videoretalking")
 """Names of the engines that there are."""
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from retalk_models.engine import Engine, adapted, load_engine
+from retalk_models.engine import ClosingEngine, Engine, adapted, load_engine
 from retalk_models.picture import Picture
 from server.bench import SAMPLE_SPEECH
 from server.hosted import SessionPlan
@@ -99,6 +99,8 @@ class Streams:
         """Stop the engine's threads."""
         self._files.shutdown(wait=False, cancel_futures=True)
         await self._runner.shutdown()
+        if isinstance(self.engine, ClosingEngine):
+            self.engine.close()
 
 
 def _first_picture(path: Path) -> bytes:

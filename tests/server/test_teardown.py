@@ -1,11 +1,26 @@
-"""What is left of clients that died."""
+"""What is left of clients that died, and of an engine whose server stopped."""
 
 from __future__ import annotations
 
 import pytest
 
+from server.streams import Streams
 from tests.server.churn import churn
 from tests.server.conftest import StartServer
+from tests.server.engines import PatchEngine
+
+
+async def test_a_stopped_server_stops_its_engines_threads() -> None:
+    class Threaded(PatchEngine):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    engine = Threaded()
+    await Streams(engine).close()
+    assert engine.closed == 1
+    await Streams(PatchEngine()).close()
 
 
 @pytest.mark.parametrize("deaths", [8])
