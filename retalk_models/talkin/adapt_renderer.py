@@ -110,10 +110,11 @@ def adapt(video: Path, cache: Path, out: Path, steps: int, seed: int, device: st
     except av.error.FFmpegError as error:
         raise ValueError(f"{video}: cannot be read as a video ({error.strerror})") from error
     clips: Sequence[CropClip] = read(crops)
-    if not clips or len(clips[0].numbers) < _LEAST_FRAMES:
+    count = len(clips[0].numbers) if clips else 0
+    if count < _LEAST_FRAMES:
         raise ValueError(
-            f"{video}: a face that can be drawn in fewer than {_LEAST_FRAMES} frames; "
-            "--adapt needs six seconds or more of one person facing the camera"
+            f"{video}: a face that can be drawn in {count or 'hardly any'} frames; --adapt needs "
+            f"{_LEAST_FRAMES} or more of one person facing the camera"
         )
     net = load_net()
     trainer = Trainer(adaptation_recipe(steps, seed), split(clips[0]), out, device, net, tests_per_clip=24)

@@ -130,8 +130,13 @@ class Trainer:
         Raises CheckpointError for another run's checkpoint.
         """
         self._resume()
-        if self.step >= self.recipe.steps:
-            return
+        if self.step < self.recipe.steps:
+            self._run()
+        if self.test and (not self.scores or self.scores[-1][0] != self.step):
+            self._score()
+        self._keep()
+
+    def _run(self) -> None:
         rng = np.random.default_rng([self.recipe.seed, self.step])
         pool = [self.source.pair(rng) for _ in range(min(_POOL, 60))]
         saved = began = time.monotonic()
@@ -157,9 +162,6 @@ class Trainer:
             if time.monotonic() - saved > CHECKPOINT_S:
                 self._keep()
                 saved = time.monotonic()
-        if self.test and self.step % _SCORE_EVERY:
-            self._score()
-        self._keep()
 
     def averaged(self) -> RenderNet:
         """The net with its weights averaged over the last steps."""

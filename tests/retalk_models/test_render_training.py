@@ -310,3 +310,30 @@ def test_an_interrupted_cut_is_not_taken_for_whole(tmp_path: Path, monkeypatch: 
 def test_clips_without_a_face_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x1_clip.mp4"
     assert _cut(monkeypatch, path, _filmed(path, 32, faceless=True), tmp_path / "crops") == []
+
+
+def test_the_command_trains_on_a_folder_and_goes_on_when_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = tmp_path / "clips"
+    (clips / "train").mkdir(parents=True)
+    rows = ["set,file,lips_minus_sound_ms,image_only"]
+    for name in ("x1_anna", "a05_held"):
+        track = _filmed(clips / "train" / f"{name}.mp4", 60)
+        rows.append(f"train,train/{name}.mp4,,yes")
+    (clips / "clips.csv").write_text("\n".join(rows), encoding="utf-8")
+    monkeypatch.setattr(crop_corpus, "cached_track", lambda entry, tracks: track)
+    out = tmp_path / "out"
+    arguments = ["--clips", clips, "--cache", tmp_path / "cache", "--out", out, "--steps", 3]
+    monkeypatch.setattr(sys, "argv", ["retalk train renderer", *map(str, arguments)])
+    train_renderer.main()
+    said = capsys.readouterr().out
+    assert "2 clips, 120 crops" in said
+    assert "held out: lips" in said
+    assert f"wrote {out / RENDERER_FILE}" in said
+    assert load_net(out / RENDERER_FILE).widths == RenderNet().widths
+    card = (out / "card.md").read_text(encoding="utf-8")
+    assert "3 steps of 8 crops, 1 clips." in card
+    train_renderer.main()
+    assert "going on from step 3" in capsys.readouterr().out
+    assert (out / "card.md").read_text(encoding="utf-8") == card
