@@ -75,9 +75,7 @@ class TalkinEngine:
         self._renderer, self._device = renderer, device
 
     @classmethod
-    def load(
-        cls, device: str = "auto", rendered: bool = True, renderer: Path | None = None
-    ) -> TalkinEngine:
+    def load(cls, device: str = "auto", rendered: bool = True, renderer: Path | None = None) -> TalkinEngine:
         """Load the bundled weights.
 
         device: "auto", "cpu" or "cuda[:N]", of the rendering net; "auto" is CUDA where there is one. All else
