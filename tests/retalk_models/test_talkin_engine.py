@@ -220,7 +220,11 @@ def test_the_bundled_weights_load_and_are_hashed() -> None:
     assert engine.name == "talkin"
     assert engine.device == "cpu"
     assert engine.look_ahead_us <= 160_000
-    assert set(engine.weights) == {"talkin_basis.safetensors", "talkin_expression.safetensors"}
+    assert set(engine.weights) == {
+        "talkin_basis.safetensors",
+        "talkin_expression.safetensors",
+        "talkin_renderer.safetensors",
+    }
     assert all(len(digest) == 64 for digest in engine.weights.values())
 
 
