@@ -248,7 +248,7 @@ def _until_closed() -> Iterator[None]:
 
 
 def _config(adaptive: bool, budget_us: int = 400_000) -> SessionConfig:
-    return SessionConfig(latency_budget_us=budget_us, adaptive=adaptive)
+    return SessionConfig(latency_budget_us=budget_us, adaptive=adaptive, hurried=True)
 
 
 async def _feed(session: Session, material: Material, seconds: float) -> None:

@@ -39,7 +39,8 @@ class SessionConfig:
     latency_budget_us: the most that playout may delay a frame. playout_delay_us: where it starts.
     policy: aligned holds every frame for latency_budget_us, for the dub that is stamped with its time.
     voice_shift_us: S of the time model; None for look-ahead plus slack (live), 0 for files.
-    adaptive: whether playout delay and quality follow the load; off for files.
+    adaptive: whether playout delay and quality follow the load; off for files. hurried: a session that is not
+    adaptive, for which the engine has no more time than for one that is.
     engine_timeout_us: an engine that has not answered for so long has failed.
     person: weights adapted to the person shown, None for the bundled ones.
     mark: whether the visible "made by a machine" mark is drawn.
@@ -58,6 +59,7 @@ class SessionConfig:
     template: Template = Template.NEUTRAL
     person: Path | None = None
     adaptive: bool = True
+    hurried: bool = False
     engine_timeout_us: int = 2_000_000
     source_frames: int = 8
     figures_kept: int = 500
@@ -75,7 +77,11 @@ class SessionConfig:
     def engine_options(self) -> EngineOptions:
         """What the session asks of its engine."""
         return EngineOptions(
-            self.idle, self.seed, self.template, patient=not self.adaptive, person=self.person
+            self.idle,
+            self.seed,
+            self.template,
+            patient=not (self.adaptive or self.hurried),
+            person=self.person,
         )
 
 

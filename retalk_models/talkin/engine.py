@@ -38,6 +38,9 @@ from retalk_models.talkin.target import TargetGeometry
 _VISIBLE = 0.004
 """A dub weaker than this cannot be seen, so the frame is left alone."""
 
+_LIVE_MS = 4.0
+"""What the rendering net may take for a frame where frames come live: a tenth of their time."""
+
 _STAGES = ("track", "expression", "render", "composite", "enhance")
 
 
@@ -60,7 +63,8 @@ class Speech(Protocol):
 class TalkinEngine:
     """The loaded weights, shared by all sessions.
 
-    renderer: the rendering net; without it a dub is the warp alone.
+    renderer: the rendering net; without it a dub is the warp alone. live: whether it also runs in sessions
+    that cannot wait.
     """
 
     def __init__(
@@ -70,18 +74,22 @@ class TalkinEngine:
         weights: Mapping[str, str],
         renderer: Renderer | None = None,
         device: str = "cpu",
+        live: bool = True,
     ) -> None:
         self._speech, self._basis, self._weights = speech, basis, dict(weights)
+        self._live = live
         self._renderer, self._device = renderer, device
 
     @classmethod
-    def load(cls, device: str = "auto", rendered: bool = True, renderer: Path | None = None) -> TalkinEngine:
+    def load(
+        cls, device: str = "auto", rendered: bool | None = None, renderer: Path | None = None
+    ) -> TalkinEngine:
         """Load the bundled weights.
 
         device: "auto", "cpu" or "cuda[:N]", of the rendering net; "auto" is CUDA where there is one. All else
         is so small that the processor is the fastest place for it.
-        rendered: whether the rendering net has a say in what is shown. renderer: its weights, in place of the
-        bundled ones.
+        rendered: whether the rendering net has a say in what is shown; None: wherever there is time for it,
+        live only if this device is fast enough. renderer: its weights, in place of the bundled ones.
         Raises ValueError for a device that is not there, WeightsError for weights that are damaged.
         """
         place = _check_device(device)
@@ -89,12 +97,16 @@ class TalkinEngine:
         if speech.size != basis.size:
             raise ValueError(f"{NET_FILE} speaks {speech.size} coefficients, {BASIS_FILE} draws {basis.size}")
         names = (
-            (BASIS_FILE, NET_FILE, RENDERER_FILE) if rendered and renderer is None else (BASIS_FILE, NET_FILE)
+            (BASIS_FILE, NET_FILE)
+            if rendered is False or renderer is not None
+            else (BASIS_FILE, NET_FILE, RENDERER_FILE)
         )
         folder = files("retalk_models").joinpath("weights")
         hashes = {name: sha256(folder.joinpath(name).read_bytes()).hexdigest() for name in names}
-        net = NetRenderer(place, renderer) if rendered else None
-        return cls(speech, basis, hashes, net, place if rendered else "cpu")
+        if rendered is False:
+            return cls(speech, basis, hashes)
+        net = NetRenderer(place, renderer)
+        return cls(speech, basis, hashes, net, place, rendered is True or net.milliseconds() <= _LIVE_MS)
 
     @property
     def name(self) -> str:
@@ -119,7 +131,7 @@ class TalkinEngine:
         return other
 
     def open_session(self, options: EngineOptions) -> TalkinSession:
-        renderer = self._renderer
+        renderer = self._renderer if self._live or options.patient else None
         if renderer is not None and options.person is not None:
             renderer = NetRenderer(self._device, options.person)
         return TalkinSession(self._speech.open_stream(), self._basis, options, renderer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Protocol
 
 import cv2
@@ -17,6 +18,7 @@ from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, ObservedFace
 from retalk_models.face.warp import WarpField
 from retalk_models.picture import F32, U8, Box, Picture
 from retalk_models.talkin.mouth_crop import (
+    CHANNELS,
     SIDE,
     MouthCrop,
     crop_of,
@@ -70,6 +72,19 @@ class NetRenderer:
         self._torch = torch
         self._device = device
         self._net = placed(load_net(weights), device)
+        if device == "cpu":
+            # The net's layers are too small to share out: a second thread makes them slower.
+            torch.set_num_threads(1)
+
+    def milliseconds(self) -> float:
+        """What a frame takes here, at best of a few."""
+        value = np.zeros((1, SIDE, SIDE, CHANNELS), np.float32)
+        taken = []
+        for _ in range(6):
+            began_s = perf_counter()
+            self(value)
+            taken.append(perf_counter() - began_s)
+        return 1000 * min(taken)
 
     def __call__(self, values: F32) -> tuple[F32, F32]:
         torch = self._torch

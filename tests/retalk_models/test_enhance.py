@@ -199,6 +199,26 @@ def test_the_bundled_net_has_a_say_at_full_quality_and_only_within_the_region() 
     assert not differs.any()
 
 
+@pytest.mark.parametrize(
+    ("live", "patient", "drawn"), [(True, False, 1), (False, True, 1), (False, False, 0)]
+)
+def test_where_the_net_is_slow_it_draws_only_for_those_who_wait(
+    live: bool, patient: bool, drawn: int
+) -> None:
+    renderer = ToldRenderer()
+    engine = TalkinEngine(
+        faces.ToldSpeech(np.full(400, WIDE, np.float32)), faces.BASIS, {}, renderer, live=live
+    )
+    session = engine.open_session(EngineOptions(patient=patient))
+    faces.dub(session, faces.frames([faces.portrait(x=i) for i in range(4)]))
+    session.close()
+    assert bool(renderer.seen) == bool(drawn)
+
+
+def test_the_nets_time_is_measured_on_the_device_it_is_on() -> None:
+    assert 0.1 < NetRenderer().milliseconds() < 2000
+
+
 def test_views_follow_the_aperture_and_do_not_swing_around_its_edge() -> None:
     views = PersonViews()
     shut, wide = observed(0.0), observed(WIDE)
