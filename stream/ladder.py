@@ -9,10 +9,11 @@ from statistics import fmean, median
 from retalk_models.engine import Rung
 
 _TOO_MUCH = 0.9
+_TOO_MUCH_BEFORE_HALF_RATE = 1.0
 _FAR_TOO_MUCH = 1.2
 _MORE_AT_FIRST = 0.3
 _ROOM = 0.7
-_ROOM_AT_HALF_RATE = 0.55
+_ROOM_AT_HALF_RATE = 0.65
 _WINDOWS = 25
 _LEAST_WINDOWS = 20
 _BURST = 8
@@ -32,8 +33,9 @@ class QualityLadder:
     over 25 windows, a second at the usual rate, so that a slow window or a short burst is left to the playout
     delay to absorb. Down one rung when load passes 0.9, before a backlog can form, when eight windows in a
     row come to 1.2 on average, or when three in a row are late; up one when load stayed below 0.7 for three
-    seconds (0.55 at half rate), twice as long after every step that had to be taken back. In a session's
-    first two seconds, while engine, codecs and the viewer's browser start, it takes 0.3 more.
+    seconds, twice as long after every step that had to be taken back. Half the frame rate is seen by
+    everybody, so it is kept for a load of 1, and left below 0.65. In a session's first two seconds, while
+    engine, codecs and the viewer's browser start, it takes 0.3 more.
     A fault goes straight to pass-through. One window is tried after half a second, then after ever longer
     waits; the first that succeeds leads back to where it was, or, if it had only just recovered, one below.
     """
@@ -130,11 +132,12 @@ class QualityLadder:
 
     def _overloaded(self, now_us: int) -> bool:
         count = len(self._recent)
-        if not count or self._recent[-1][0] <= _TOO_MUCH:
+        most = _TOO_MUCH_BEFORE_HALF_RATE if self._rung == Rung.HALF_RATE - 1 else _TOO_MUCH
+        if not count or self._recent[-1][0] <= most:
             return False  # it is easing off by itself
         settling = self._began_us is not None and now_us - self._began_us < _SETTLING_US
         more = _MORE_AT_FIRST if settling else 0.0
-        if count >= _LEAST_WINDOWS and self.load > _TOO_MUCH + more:
+        if count >= _LEAST_WINDOWS and self.load > most + more:
             return True
         burst = [load for load, _ in islice(self._recent, max(0, count - _BURST), None)]
         return len(burst) == _BURST and fmean(burst) > _FAR_TOO_MUCH + more
