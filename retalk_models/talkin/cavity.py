@@ -38,7 +38,8 @@ def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
     # The tongue: a dim red swell that rises towards the middle.
     tongue = _edge(y - (0.125 + 0.09 * across**2), 0.09) * _edge(0.9 - np.abs(across), 0.5)
     luma = dark + (0.36 * skin - dark) * tongue * 0.75
-    red = 0.25 + 0.75 * tongue
+    # Chroma as dim as the light: a dark red with the skin's own chroma is a red that no mouth has.
+    red = 0.2 + 0.3 * tongue
 
     arc = _TEETH_LENGTH - 0.030 * across**2
     teeth = _edge(arc - y, 0.012) * _edge(1.02 - np.abs(across), 0.35)
