@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from copy import copy
 from hashlib import sha256
@@ -34,6 +35,8 @@ from retalk_models.talkin.net import WEIGHTS_FILE as NET_FILE
 from retalk_models.talkin.references import MouthReferences
 from retalk_models.talkin.render import Drawing, draw, teeth_plane
 from retalk_models.talkin.target import TargetGeometry
+
+logger = logging.getLogger(__name__)
 
 _VISIBLE = 0.004
 """A dub weaker than this cannot be seen, so the frame is left alone."""
@@ -133,7 +136,10 @@ class TalkinEngine:
     def open_session(self, options: EngineOptions) -> TalkinSession:
         renderer = self._renderer if self._live or options.patient else None
         if renderer is not None and options.person is not None:
-            renderer = NetRenderer(self._device, options.person)
+            try:
+                renderer = NetRenderer(self._device, options.person)
+            except (ValueError, OSError) as error:
+                logger.warning("%s; the shipped rendering net is used, or adapt anew", error)
         return TalkinSession(self._speech.open_stream(), self._basis, options, renderer)
 
 

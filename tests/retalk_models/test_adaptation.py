@@ -247,6 +247,18 @@ def test_a_session_draws_with_the_weights_of_the_person_shown(tmp_path: Path) ->
     assert float(own.y.astype(int).sum() - bundled.y.astype(int).sum()) > 10_000
 
 
+def test_damaged_weights_of_a_person_cost_no_dub(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damaged = tmp_path / "anna.mp4.renderer.safetensors"
+    damaged.write_bytes(b"not weights")
+    engine = TalkinEngine(faces.ToldSpeech(np.full(400, 0.02, np.float32)), faces.BASIS, {}, NetRenderer())
+    session = engine.open_session(EngineOptions(person=damaged))
+    output = faces.dub(session, faces.frames([faces.portrait()]))[-1]
+    session.close()
+    assert output.region is not None
+    assert str(damaged) in caplog.text
+    assert "the shipped rendering net is used" in caplog.text
+
+
 class _Asked(FakeEngine):
     """Keeps what its sessions were opened with."""
 
