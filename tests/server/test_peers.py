@@ -13,7 +13,6 @@ from typing import Any
 
 import av
 import numpy as np
-import pytest
 from aiortc import MediaStreamTrack, RTCPeerConnection, RTCRtpSender
 from aiortc.mediastreams import MediaStreamError
 from numpy.typing import NDArray
@@ -319,7 +318,6 @@ async def test_a_second_source_takes_over(server: LiveServer) -> None:
 
 
 async def test_a_presenter_session_takes_no_camera(server: LiveServer) -> None:
-    pytest.importorskip("skimage")
     session = await server.create(source={"file": "sample"})
     source, viewer = client(), client()
     watcher = Watcher(viewer)

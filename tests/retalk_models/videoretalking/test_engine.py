@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -335,7 +336,6 @@ def test_nobody_in_the_picture_passes_through() -> None:
 
 
 def test_nothing_grows(face: list[Picture]) -> None:
-    psutil = pytest.importorskip("psutil")
     session, stages = opened()
     there_and_back = face[:12] + face[11::-1]
     sound = voice(8 * 24 * STEP)
