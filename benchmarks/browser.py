@@ -29,6 +29,7 @@ import psutil
 from numpy.typing import NDArray
 from playwright.sync_api import Page, WebSocket, sync_playwright
 
+from benchmarks.processes import cpu_s
 from tests.e2e.camera import make_camera
 from tests.e2e.chromium import Seen, begin_capture, chromium, end_capture
 from tests.e2e.conftest import serving
@@ -76,18 +77,6 @@ def ask(url: str, session: dict[str, Any]) -> dict[str, Any]:
     with urllib.request.urlopen(request, timeout=5) as answer:
         about: dict[str, Any] = json.load(answer)
         return about
-
-
-def cpu_s(process: psutil.Process) -> float:
-    """CPU seconds of a process and all that it started."""
-    total = 0.0
-    for each in [process, *process.children(recursive=True)]:
-        try:
-            times = each.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
 
 
 def play(

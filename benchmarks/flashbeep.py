@@ -30,19 +30,21 @@ from numpy.typing import NDArray
 from playwright.async_api import Page, async_playwright
 from websockets.asyncio.client import connect
 
+from benchmarks.processes import cpu_s
 from benchmarks.soak import speak, write_film, ws
 from retalk_models.engine import (
+    ClosingEngine,
     Engine,
     EngineOptions,
     EngineOutput,
     EngineResult,
     EngineSession,
     EngineWindow,
-    load_engine,
 )
 from server.settings import Settings
 from server.streams import Streams
 from stream.material import Material, load_material
+from stream.process_engine import load_to_serve
 from tests.e2e.chromium import QUIET, chromium_path, steady
 
 F64 = NDArray[np.float64]
@@ -78,6 +80,10 @@ class FlashEngine:
 
     def open_session(self, options: EngineOptions) -> EngineSession:
         return _FlashSession(self._engine.open_session(options))
+
+    def close(self) -> None:
+        if isinstance(self._engine, ClosingEngine):
+            self._engine.close()
 
 
 class _FlashSession:
@@ -115,7 +121,7 @@ async def serve(folder: Path) -> None:
     from tests.server.rtc import until
 
     async def load_streams(_: Settings) -> Streams:
-        return Streams(FlashEngine(load_engine()))
+        return Streams(FlashEngine(load_to_serve("talkin", "auto", 1)))
 
     async with running(Settings(presenters_dir=folder), load_streams=load_streams) as server:
         await until(lambda: server.registry.free > 0, within_s=60)
@@ -181,9 +187,9 @@ async def measure(
         await asyncio.sleep(SETTLE_S)
         for page in pages:
             await page.evaluate("() => window.__begin()")
-        before = sum(server.cpu_times()[:2])
+        before = cpu_s(server)
         await asyncio.sleep(seconds)
-        cores = (sum(server.cpu_times()[:2]) - before) / seconds
+        cores = (cpu_s(server) - before) / seconds
         taken = [await page.evaluate("() => window.__finish()") for page in pages]
         await browser.close()
         saying.cancel()

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from websockets.asyncio.client import ClientConnection, connect
 
+from benchmarks.processes import cpu_s, descriptors, memory_mb, threads
 from stream.frames import frame_of
 from stream.material import Material, load_material
 from tests.e2e.conftest import serving
@@ -129,15 +130,14 @@ async def soak(address: str, server: psutil.Process, material: Material, minutes
                 bearer = {"Authorization": f"Bearer {each['token']}"}
                 about = (await http.get(each["urls"]["session"], headers=bearer)).raise_for_status().json()
                 latency.append(about["added_latency_ms"]["p50"])
-            times = server.cpu_times()
             taken.add(
                 seconds,
-                memory_mb=server.memory_info().rss / 1e6,
-                threads=server.num_threads(),
-                descriptors=server.num_fds(),
+                memory_mb=memory_mb(server),
+                threads=threads(server),
+                descriptors=descriptors(server),
                 latency_ms=float(np.mean(latency)),
                 fps=about["fps"],
-                cpu_s=times.user + times.system,
+                cpu_s=cpu_s(server),
             )
             if len(taken.seconds) % 6 == 0:
                 print(

@@ -203,6 +203,36 @@ class ClosingEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class LanedEngine(Protocol):
+    """What an engine whose sessions live in several places offers on top of Engine.
+
+    Its sessions are LanedSessions: those of different lanes work side by side, those of one
+    wait for each other.
+    """
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes there may be, at least 1."""
+        ...
+
+    def cpu_s(self) -> float:
+        """Processor seconds that it has used outside this process."""
+        ...
+
+
+@runtime_checkable
+class LanedSession(Protocol):
+    """A session of such an engine."""
+
+    @property
+    def lane(self) -> int: ...
+
+    def abort(self) -> None:
+        """End a call that does not return, from another thread, and with it all sessions of the lane."""
+        ...
+
+
 ENGINES = ("talkin", "videoretalking")
 """Names of the engines that there are."""
 

@@ -6,18 +6,21 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from retalk_models.engine import load_engine
+from retalk_models.engine import ClosingEngine, Engine
 from server.capacity import carried, climb
 from stream.bench import Cost, Live, measure_cost, measure_live
 from stream.material import load_material
+from stream.process_engine import ProcessEngine, ask, load_to_serve
 from stream.sample import sample_presenter
 from stream.stats import Spread
 
@@ -41,15 +44,15 @@ def measure(
     on_progress: told (seconds measured, seconds in all) of the live part.
     """
     material = load_material(video or sample_presenter(), voice or SAMPLE_SPEECH, *size)
-    engine = load_engine(engine_name, device)
-    cost = measure_cost(engine, material, COST_SECONDS)
-    live = measure_live(
-        engine,
-        material,
-        sessions=sessions,
-        seconds=seconds,
-        on_progress=lambda done: on_progress(round(done), round(seconds)),
-    )
+    with _served(engine_name, device, sessions) as engine:
+        cost = ask(engine, partial(measure_cost, material=material, seconds=COST_SECONDS))
+        live = measure_live(
+            engine,
+            material,
+            sessions=sessions,
+            seconds=seconds,
+            on_progress=lambda done: on_progress(round(done), round(seconds)),
+        )
     return {
         "machine": _machine(),
         "engine": engine.name,
@@ -82,8 +85,8 @@ def measure_capacity(
     on_step: told (sessions being measured, None).
     """
     material = load_material(video or sample_presenter(), voice or SAMPLE_SPEECH, *size)
-    engine = load_engine(engine_name, device)
-    rows = climb(engine, material, seconds, BUDGET_MS, most, lambda sessions: on_step(sessions, None))
+    with _served(engine_name, device, most) as engine:
+        rows = climb(engine, material, seconds, BUDGET_MS, most, lambda sessions: on_step(sessions, None))
     return {
         "machine": _machine(),
         "engine": engine.name,
@@ -92,6 +95,19 @@ def measure_capacity(
         "carried": carried(rows),
         "rows": rows,
     }
+
+
+@contextmanager
+def _served(engine_name: str, device: str, sessions: int) -> Iterator[Engine]:
+    """The engine as a server runs it, ready for so many sessions at once."""
+    engine = load_to_serve(engine_name, device)
+    try:
+        if isinstance(engine, ProcessEngine):
+            engine.prepare(sessions, wait=True)
+        yield engine
+    finally:
+        if isinstance(engine, ClosingEngine):
+            engine.close()
 
 
 def table(figures: dict[str, Any]) -> None:

@@ -16,10 +16,10 @@ from retalk_models.engine import Idle
 from server.auth import same
 from server.errors import ApiError, forbidden, invalid, unauthorised, unavailable, unknown_session
 from server.hosted import HostedSession, SessionPlan, Stream
-from server.memory import return_memory
 from server.metrics import Metrics
 from server.settings import Settings
 from stream.admission import Admission
+from stream.memory import return_memory
 from stream.session import Policy
 
 logger = logging.getLogger(__name__)

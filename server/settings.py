@@ -62,6 +62,14 @@ class Settings(BaseSettings):
     engine: str = Field("talkin", description="the engine to load")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu or cuda[:N]")
 
+    engine_processes: int | None = Field(
+        None,
+        ge=0,
+        le=256,
+        description="processes that the engine runs in, 0: inside the server; not given: one for every core "
+        "for talkin, 0 for videoretalking, which takes all sessions' windows together",
+    )
+
     max_sessions: int = Field(
         16, ge=1, le=1024, description="sessions at once, where measured costs do not allow fewer"
     )

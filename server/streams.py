@@ -7,13 +7,14 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import cv2
 import numpy as np
 
-from retalk_models.engine import ClosingEngine, Engine, adapted, load_engine
+from retalk_models.engine import ClosingEngine, Engine, adapted
 from retalk_models.picture import Picture
 from server.bench import SAMPLE_SPEECH
 from server.hosted import SessionPlan
@@ -24,6 +25,8 @@ from stream.errors import InputError
 from stream.files import VideoFile
 from stream.material import Material, load_material
 from stream.media import PLAYOUT_RATE
+from stream.process_engine import ProcessEngine, ask, load_to_serve
+from stream.runner import processor_s
 from stream.sample import sample_presenter
 from stream.scheduler import Scheduler, threads_for
 from stream.session import Session, SessionConfig
@@ -44,13 +47,16 @@ class Streams:
 
     def __init__(self, engine: Engine, demand: Demand | None = None) -> None:
         self.engine = engine
-        threads = threads_for(engine.device)
+        threads = threads_for(engine)
         self._runner = Scheduler(engine.name, workers=threads)
         self._files = ThreadPoolExecutor(1, "presenter-check")
         self._checked: dict[Path, tuple[int, int, bool]] = {}
         self.demand = demand
         self.admission = Admission(
-            demand or Demand(0.0, 0.0), devices=threads, device_loads=self._runner.load
+            demand or Demand(0.0, 0.0),
+            devices=threads,
+            device_loads=self._runner.load,
+            cpu_s=partial(processor_s, engine),
         )
 
     async def open(self, plan: SessionPlan) -> Session:
@@ -128,8 +134,12 @@ async def load(settings: Settings) -> Streams:
         logger.warning("OMP_WAIT_POLICY is not set; set it to PASSIVE, or idle threads will spin")
     with ThreadPoolExecutor(1, "engine-load") as executor:
         loop = asyncio.get_running_loop()
-        engine = await loop.run_in_executor(executor, load_engine, settings.engine, settings.device)
+        engine = await loop.run_in_executor(
+            executor, load_to_serve, settings.engine, settings.device, settings.engine_processes
+        )
         demand = await loop.run_in_executor(executor, _measured, engine)
+    if isinstance(engine, ProcessEngine):
+        engine.prepare()
     logger.info("a session takes %.2f of the device and %.2f cores", demand.device, demand.cores)
     return Streams(engine, demand)
 
@@ -142,4 +152,4 @@ def _measured(engine: Engine) -> Demand:
         logger.warning("without a face the engine's cost cannot be measured at start: %s", error)
         grey = Picture.from_rgb(np.full((_START_SIZE[1], _START_SIZE[0], 3), 128, np.uint8))
         material = Material([grey], 25.0, np.zeros(PLAYOUT_RATE, np.int16))
-    return measure_demand(engine, material)
+    return ask(engine, partial(measure_demand, material=material))

@@ -23,7 +23,7 @@ from stream.encode import Codec, Subscription, SubscriptionClosed, VideoEncoder
 from stream.frames import picture_of
 from stream.material import VOICE_CHUNK, Material
 from stream.media import PLAYOUT_RATE, AudioFrame, DubbedFrame
-from stream.runner import InlineRunner
+from stream.runner import InlineRunner, processor_s
 from stream.scheduler import Scheduler, threads_for
 from stream.session import Session, SessionConfig
 from stream.stats import Recent, SessionStats, Spread
@@ -55,7 +55,7 @@ class Cost:
 class Live:
     """What the sessions did in real time, worst session first where they differ.
 
-    cpu: seconds of one core per second of video and session, all of this process: decoding is not in it.
+    cpu: seconds of one core per second of video and session, all but decoding.
     fps: frames that each session's viewer was given per second.
     rungs: frames of all sessions by rung; unlike in `stats`, those of the warm-up are not counted.
     """
@@ -189,7 +189,7 @@ async def _measure_live(
     warm_up_s: float,
     on_progress: Callable[[float], None],
 ) -> Live:
-    runner = Scheduler(workers=threads_for(engine.device))
+    runner = Scheduler(workers=threads_for(engine))
     config = _config(adaptive=True, budget_us=budget_us)
     sessions = [Session(config, engine, clock=MonotonicClock(), runner=runner) for _ in range(count)]
     viewers = [session.hub.subscribe(codec) for session in sessions]
@@ -216,12 +216,12 @@ async def _measure_live(
                 group.create_task(watch(index, viewer))
                 group.create_task(listen(viewer))
             await asyncio.sleep(warm_up_s)
-            began, cpu, before = time.monotonic(), time.process_time(), list(seen)
+            began, cpu, before = time.monotonic(), processor_s(engine), list(seen)
             warming = _rungs(sessions)
             while (left := began + seconds - time.monotonic()) > 0:
                 await asyncio.sleep(min(1.0, left))
                 on_progress(time.monotonic() - began)
-            passed, cpu = time.monotonic() - began, time.process_time() - cpu
+            passed, cpu = time.monotonic() - began, processor_s(engine) - cpu
             fps = [(now - then) / passed for now, then in zip(seen, before, strict=True)]
             stats = [session.stats() for session in sessions]
             rungs = _rungs(sessions) - warming

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from typing import Protocol
 
-from retalk_models.engine import Engine, EngineOptions, EngineResult, EngineSession, EngineWindow
+from retalk_models.engine import (
+    Engine,
+    EngineOptions,
+    EngineResult,
+    EngineSession,
+    EngineWindow,
+    LanedEngine,
+)
+
+
+def processor_s(engine: Engine) -> float:
+    """Processor seconds so far of this process, and of those that the engine has besides."""
+    return time.process_time() + (engine.cpu_s() if isinstance(engine, LanedEngine) else 0.0)
 
 
 class EngineRunner(Protocol):

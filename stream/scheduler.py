@@ -19,6 +19,8 @@ from retalk_models.engine import (
     EngineResult,
     EngineSession,
     EngineWindow,
+    LanedEngine,
+    LanedSession,
 )
 from stream.batching import CostTable, Shares
 
@@ -30,13 +32,15 @@ _MOST_THREADS = 4
 _TURN_S = 0.0005
 
 
-def threads_for(device: str) -> int:
-    """How many threads an engine gets: a window is one core's work, a GPU is one device whoever asks it.
+def threads_for(engine: Engine) -> int:
+    """How many threads an engine gets: one for each lane, where it has lanes; one for a GPU, whoever asks it.
 
-    One for every two cores: an engine's many short calls need the interpreter's lock, two at once wait for it
-    most of the time, and encoders and the event loop need a core, too.
+    Else a window is one core's work, and one for every two cores: an engine's many short calls need the
+    interpreter's lock, two at once wait for it most of the time, and encoders and the event loop need a core.
     """
-    if device.startswith("cuda"):
+    if isinstance(engine, LanedEngine):
+        return engine.lanes
+    if engine.device.startswith("cuda"):
         return 1
     return min(_MOST_THREADS, max(1, len(os.sched_getaffinity(0)) // 2))
 
@@ -74,10 +78,11 @@ class _Job:
 
 @dataclass(eq=False)
 class _Open:
-    """A session that is open, and its engine where that takes windows of several sessions at once."""
+    """A session that is open; its engine where that takes windows of several at once, and its lane."""
 
     session: EngineSession
     batching: BatchEngine | None
+    lane: int | None
 
 
 class Scheduler:
@@ -87,7 +92,7 @@ class Scheduler:
     session that has used more than its share of the device lets those go first that have not, whatever their
     deadlines: who is always late would otherwise always be first. Calls of one session never overlap.
     A call that does not return cannot be stopped in Python: its thread is left to itself and a new one takes
-    over, at most `spare_threads` times.
+    over, at most `spare_threads` times. That of a LanedSession is ended.
     """
 
     def __init__(self, name: str = "engine", workers: int = 1, spare_threads: int = 4) -> None:
@@ -125,7 +130,9 @@ class Scheduler:
             self.abandon(handle)
             raise
         with self.changed:
-            self._open[handle] = _Open(session, engine if isinstance(engine, BatchEngine) else None)
+            batching = engine if isinstance(engine, BatchEngine) else None
+            lane = session.lane if isinstance(session, LanedSession) else None
+            self._open[handle] = _Open(session, batching, lane)
             self.shares.join(handle)
         return handle
 
@@ -139,7 +146,7 @@ class Scheduler:
             await self._call(handle, opened.session.close, 0.0)
 
     def abandon(self, handle: int) -> None:
-        self._forget(handle)
+        opened = self._forget(handle)
         with self.changed:
             for job in [job for job in self.jobs if job.handle == handle]:
                 self.jobs.remove(job)
@@ -159,6 +166,8 @@ class Scheduler:
                     job.loop.call_soon(_settle, job.done, None, BatchLost(self._name))
             waiting = bool(self.jobs)
             self.changed.notify_all()
+        if opened is not None and isinstance(opened.session, LanedSession):
+            opened.session.abort()
         if waiting:
             self._ensure_worker()
 
@@ -212,7 +221,8 @@ class Scheduler:
 
     def next_batch(self, now_s: float) -> tuple[list[_Job], float | None]:
         """The jobs of the next call, or none and for how many seconds to wait (None: until told)."""
-        ready = [job for job in self.jobs if job.handle not in self.running]
+        taken = {opened.lane for handle, opened in self._open.items() if handle in self.running} - {None}
+        ready = [job for job in self.jobs if job.handle not in self.running and self._lane(job) not in taken]
         if not ready:
             return [], None
         greedy = self.shares.greedy(now_s, max(1, len(self._workers)))
@@ -237,6 +247,10 @@ class Scheduler:
         """The engine that takes this job's window together with others; None where it is called alone."""
         opened = self._open.get(job.handle)
         return None if job.window is None or opened is None else opened.batching
+
+    def _lane(self, job: _Job) -> int | None:
+        opened = self._open.get(job.handle)
+        return None if job.window is None or opened is None else opened.lane
 
     def _company_may_come(self, engine: BatchEngine) -> bool:
         busy = self.running | {job.handle for job in self.jobs}

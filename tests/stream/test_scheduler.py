@@ -296,8 +296,19 @@ def test_engine_threads_leave_cores_for_the_rest(
     monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    assert threads_for("cpu") == threads
-    assert threads_for("cuda:0") == 1
+    assert threads_for(FakeEngine()) == threads
+
+    class OnCuda(FakeEngine):
+        device = "cuda:0"
+
+    class Laned(FakeEngine):
+        lanes = 7
+
+        def cpu_s(self) -> float:
+            return 0.0
+
+    assert threads_for(OnCuda()) == 1
+    assert threads_for(Laned()) == 7
 
 
 def test_no_thread_keeps_the_interpreter_for_milliseconds_beside_an_engine() -> None:

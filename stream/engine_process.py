@@ -1,0 +1,136 @@
+"""A process that an engine runs in, told what to do over a socket whose descriptor it is given.
+
+The other end is process_engine.py. Every message is a pickle of our own making between two processes of one
+program; nothing that came over a network decides what is unpickled.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from retalk_models.engine import Engine, EngineOptions, EngineSession, EngineWindow
+from stream.memory import return_memory
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What an engine says of itself, see Engine."""
+
+    name: str
+    device: str
+    look_ahead_us: int
+    weights: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What to do: with the engine, or with the session of that number."""
+
+    verb: str
+    session: int = 0
+    argument: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reply:
+    """What came of it. cpu_s: processor seconds of this process so far, of all its threads."""
+
+    value: Any
+    error: BaseException | None
+    cpu_s: float
+
+
+def send(line: Connection, message: object) -> None:
+    """Write one message. Raises OSError where nobody is there any more."""
+    line.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+def receive(line: Connection) -> Any:
+    """Wait for one message. Raises EOFError or OSError where nobody is there any more."""
+    return pickle.loads(line.recv_bytes())
+
+
+class _Host:
+    """The engine and its sessions, by number."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._sessions: dict[int, EngineSession] = {}
+        self._count = 0
+
+    def answer(self, request: Request) -> Any:
+        match request.verb:
+            case "load":
+                load: Callable[[], Engine] = request.argument
+                engine = self._engine = load()
+                return Description(engine.name, engine.device, engine.look_ahead_us, dict(engine.weights))
+            case "ask":
+                ask: Callable[[Engine | None], Any] = request.argument
+                return ask(self._engine)
+            case "open":
+                return self._open(request.argument)
+            case "process":
+                window: EngineWindow = request.argument
+                return self._sessions[request.session].process(window)
+            case "close":
+                session = self._sessions.pop(request.session, None)
+                if session is not None:
+                    session.close()
+                    del session
+                    return_memory()
+                return None
+        raise ValueError(f"unknown request {request.verb!r}")
+
+    def _open(self, options: EngineOptions) -> int:
+        assert self._engine is not None
+        self._count += 1
+        self._sessions[self._count] = self._engine.open_session(options)
+        return self._count
+
+
+def serve(line: Connection) -> None:
+    """Do what is asked for until nobody asks any more."""
+    host = _Host()
+    while True:
+        try:
+            request: Request = receive(line)
+        except (EOFError, OSError):
+            return
+        value, error = None, None
+        try:
+            value = host.answer(request)
+        except Exception as raised:  # whatever an engine raises belongs to who asked
+            error = _portable(raised)
+        try:
+            send(line, Reply(value, error, time.process_time()))
+        except OSError:
+            return
+
+
+def _portable(error: Exception) -> BaseException:
+    """The same error, or one that says the same where it cannot cross."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an error may define its own pickling, and that may raise anything
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def main() -> None:
+    # Ctrl-C goes to the whole group; when to stop is the server's to say, by closing the line.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    import cv2
+
+    # One core is what this process is for.
+    cv2.setNumThreads(1)
+    with Connection(int(sys.argv[1])) as line:
+        serve(line)
