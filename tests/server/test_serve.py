@@ -67,13 +67,22 @@ def ready(http: httpx.Client, within_s: float = 30) -> None:
         time.sleep(0.05)
 
 
-def test_told_to_stop_it_lets_sessions_finish_and_exits_with_0(repository: Path) -> None:
+@contextmanager
+def ready_server(
+    repository: Path, host: str = "127.0.0.1"
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client, str]]:
+    """A ready server: its process, a client of its HTTP routes, and what its sockets' URLs begin with."""
     port = free_port()
     with (
-        serving(repository, port, host="0.0.0.0") as process,
+        serving(repository, port, host) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
     ):
         ready(http)
+        yield process, http, f"ws://127.0.0.1:{port}"
+
+
+def test_told_to_stop_it_lets_sessions_finish_and_exits_with_0(repository: Path) -> None:
+    with ready_server(repository, host="0.0.0.0") as (process, http, _):
         given = http.post("/v1/sessions", json={"consent": True}).json()
         process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 5
@@ -102,15 +111,10 @@ def test_a_port_that_is_taken_is_an_error_in_words(repository: Path) -> None:
 
 
 def test_a_token_never_appears_in_the_log(repository: Path) -> None:
-    port = free_port()
-    with (
-        serving(repository, port) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
-    ):
-        ready(http)
+    with ready_server(repository) as (process, http, sockets):
         given = http.post("/v1/sessions", json={"consent": True}).json()
         for what in ("voice", "signal"):
-            url = f"ws://127.0.0.1:{port}{given['urls'][what]}?token={given['token']}"
+            url = f"{sockets}{given['urls'][what]}?token={given['token']}"
             with connect(url) as socket:
                 socket.send("{}")
                 socket.recv()
@@ -123,14 +127,9 @@ def test_a_token_never_appears_in_the_log(repository: Path) -> None:
 
 
 def test_shutdown_says_goodbye_on_open_sockets(repository: Path) -> None:
-    port = free_port()
-    with (
-        serving(repository, port) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
-    ):
-        ready(http)
+    with ready_server(repository) as (process, http, sockets):
         given = http.post("/v1/sessions", json={"consent": True}).json()
-        with connect(f"ws://127.0.0.1:{port}{given['urls']['signal']}?token={given['token']}") as socket:
+        with connect(f"{sockets}{given['urls']['signal']}?token={given['token']}") as socket:
             socket.recv()
             process.send_signal(signal.SIGINT)
             messages = [json.loads(message) for message in socket]
@@ -139,13 +138,8 @@ def test_shutdown_says_goodbye_on_open_sockets(repository: Path) -> None:
 
 
 def test_a_compressed_message_cannot_stall_the_server(repository: Path) -> None:
-    port = free_port()
-    with (
-        serving(repository, port) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
-    ):
-        ready(http)
-        url = f"ws://127.0.0.1:{port}/v1/sessions/none/voice"
+    with ready_server(repository) as (process, _, sockets):
+        url = f"{sockets}/v1/sessions/none/voice"
         with connect(url, compression="deflate") as socket:
             assert socket.protocol.extensions == []
         process.send_signal(signal.SIGINT)
