@@ -186,30 +186,14 @@ def bench(
     from retalk_models.engine import check_choice
 
     check_choice(engine or "talkin", device or "auto")
+    from server import capacity as climbing
     from server.bench import measure, measure_capacity, save, table
 
-    if capacity:
-        from server import capacity as climbing
-
-        with progress("bench", "sessions") as show:
-            figures = measure_capacity(
-                engine or "talkin",
-                device or "auto",
-                video,
-                voice,
-                (int(match[1]), int(match[2])),
-                MOST_SESSIONS if sessions == 1 else sessions,
-                seconds,
-                show,
-            )
-        climbing.table(figures["rows"])
-        if plot is not None:
-            climbing.plot(figures["rows"], f"{figures['engine']} on {figures['device']}, {size}", plot)
-        if target is not None:
-            save(figures, target)
-        return
-    with progress("bench", "seconds") as show:
-        figures = measure(
+    measured = measure_capacity if capacity else measure
+    if capacity and sessions == 1:
+        sessions = MOST_SESSIONS
+    with progress("bench", "sessions" if capacity else "seconds") as show:
+        figures = measured(
             engine or "talkin",
             device or "auto",
             video,
@@ -219,7 +203,12 @@ def bench(
             seconds,
             show,
         )
-    table(figures)
+    if capacity:
+        climbing.table(figures["rows"])
+    else:
+        table(figures)
+    if plot is not None:
+        climbing.plot(figures["rows"], f"{figures['engine']} on {figures['device']}, {size}", plot)
     if target is not None:
         save(figures, target)
 
