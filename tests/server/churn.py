@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import psutil
 
-from tests.server.conftest import LiveServer, negotiate
-from tests.server.rtc import Camera, client, until
-from tests.server.watcher import Watcher
+from tests.server.conftest import LiveServer
+from tests.server.duplex import duplex, kill
+from tests.server.rtc import Camera, until
 
 AT_ONCE = 4
 WARM_UP = 8
@@ -37,29 +37,15 @@ class Held:
 
 
 async def die(server: LiveServer, phase: int) -> None:
-    """Connect, and die at one of several moments: no goodbye of any kind, as when a process is killed."""
+    """Connect, and die at one of several moments."""
     session = await server.create()
-    peer = client()
-    watcher = Watcher(peer)
-    peer.addTransceiver(Camera(160, 120, fps=5), direction="sendrecv")
-    peer.addTransceiver("audio", direction="recvonly")
-    async with session.socket("signal") as socket:
-        await negotiate(socket, peer, "duplex")
+    async with duplex(session, Camera(160, 120, fps=5)) as (peer, watcher, socket):
         if phase % 3 == 1:
             await until(lambda: bool(watcher.video), within_s=20)
         elif phase % 3 == 2:
             await asyncio.sleep(0.1)
-        transport = peer.getTransceivers()[0].sender.transport.transport
-
-        async def nothing(data: bytes) -> None:
-            return
-
-        transport._send = nothing
-        for protocol in transport._connection._protocols:
-            protocol.transport.abort()
+        kill(peer)
         socket.transport.abort()
-    await peer.close()
-    await watcher.done()
 
 
 async def churn(server: LiveServer, deaths: int) -> tuple[Held, Held]:

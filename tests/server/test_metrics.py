@@ -5,8 +5,8 @@ from __future__ import annotations
 from server.metrics import Metrics
 from stream.stats import Figures
 from tests.server.conftest import LiveServer
+from tests.server.duplex import duplex
 from tests.server.rtc import Camera, until
-from tests.server.test_peers import duplex
 
 
 def test_servers_in_one_process_do_not_share_metrics() -> None:

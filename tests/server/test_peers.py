@@ -7,18 +7,17 @@ import gc
 import json
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import av
 import numpy as np
-from aiortc import MediaStreamTrack, RTCPeerConnection, RTCRtpSender
+from aiortc import RTCRtpSender
 from aiortc.mediastreams import MediaStreamError
 from numpy.typing import NDArray
 from websockets.asyncio.client import ClientConnection
 
-from tests.server.conftest import LiveServer, Session, StartServer, negotiate, next_of
+from tests.server.conftest import LiveServer, StartServer, negotiate, next_of
+from tests.server.duplex import duplex, kill
 from tests.server.engines import LIGHT, QUIET
 from tests.server.rtc import VIDEO_CLOCK, Camera, Microphone, client, impair, until
 from tests.server.watcher import Watcher
@@ -52,27 +51,6 @@ async def say(socket: ClientConnection, speech: Speech, seconds: float) -> None:
     data = samples[: int(rate * seconds)].astype("<i2").tobytes()
     for at in range(0, len(data), 60_000):
         await socket.send(data[at : at + 60_000])
-
-
-@asynccontextmanager
-async def duplex(
-    session: Session, camera: Camera, microphone: MediaStreamTrack | None = None
-) -> AsyncIterator[tuple[RTCPeerConnection, Watcher, ClientConnection]]:
-    """A page with a camera: publishes and watches in one connection."""
-    peer = client()
-    watcher = Watcher(peer)
-    peer.addTransceiver(camera, direction="sendrecv")
-    if microphone is None:
-        peer.addTransceiver("audio", direction="recvonly")
-    else:
-        peer.addTransceiver(microphone, direction="sendrecv")
-    async with session.socket("signal") as socket:
-        await negotiate(socket, peer, "duplex")
-        try:
-            yield peer, watcher, socket
-        finally:
-            await peer.close()
-            await watcher.done()
 
 
 async def test_a_camera_comes_back_dubbed_with_the_voice_socket_s_speech(
@@ -244,14 +222,7 @@ async def test_a_killed_client_is_noticed_in_time(start_server: StartServer) -> 
     async with session.socket("signal") as socket:
         await negotiate(socket, peer, "duplex")
         await until(lambda: len(watcher.video) > 5)
-        transport = peer.getTransceivers()[0].sender.transport.transport
-
-        async def nothing(data: bytes) -> None:
-            return
-
-        transport._send = nothing
-        for protocol in transport._connection._protocols:
-            protocol.transport.abort()  # no goodbye of any kind, as when a process is killed
+        kill(peer)
         died = time.monotonic()
         bye = await next_of(socket, "bye", within_s=5)
         assert bye["reason"] == "vanished"
