@@ -53,6 +53,9 @@ class EncodedAudio:
 class VideoEncoder:
     """One open video encoder; remakes itself when the picture's size changes, VP8 also for another bit rate.
 
+    FFmpeg tells libvpx a bit rate only while it opens it: an open VP8 encoder goes on at its first one,
+    whatever is set. A new encoder begins with a key frame; the hub says when that is worth it.
+
     H.264 is constrained baseline with no delay of its own, by NVENC where that works; VP8 runs without the
     denoiser, which would blur the face. Colours are BT.601 limited, as Picture says.
     """
@@ -63,6 +66,7 @@ class VideoEncoder:
         self._context: VideoCodecContext | None = None
         self._size = (0, 0)
         self._bit_rate = 0
+        self._since_keyframe = 0
         self._last_pts = -1
         self.builds = 0
 
@@ -71,14 +75,28 @@ class VideoEncoder:
         """Whether another bit rate costs neither a new encoder nor a key frame."""
         return self._codec == "H264"
 
+    @property
+    def bit_rate(self) -> int:
+        """What the encoder keeps to, in bits per second; 0 before the first frame."""
+        return self._bit_rate
+
+    @property
+    def keyframe_due(self) -> bool:
+        """Whether the next frame is a key frame though nobody asks: the first, and one every two seconds."""
+        return self._context is None or self._since_keyframe >= _GROUP_S * self._fps
+
+    def reachable(self, bit_rate: int | None) -> int:
+        """What an encoder that is asked for this would keep to: no more than the size asks for."""
+        most = default_bit_rate(*self._size)
+        return most if bit_rate is None else min(most, bit_rate)
+
     def encode(
         self, picture: Picture, due_us: int, time_us: int, keyframe: bool, bit_rate: int | None
     ) -> EncodedVideo | None:
         """Encode one frame. bit_rate: what the path carries, where that is less than the size asks for."""
         frame = frame_of(picture)
-        rate = default_bit_rate(frame.width, frame.height)
-        if bit_rate is not None:
-            rate = min(rate, bit_rate)
+        most = default_bit_rate(frame.width, frame.height)
+        rate = most if bit_rate is None else min(most, bit_rate)
         changed = self._bit_rate != rate
         if (
             self._context is None
@@ -99,6 +117,7 @@ class VideoEncoder:
             return None
         data = b"".join(bytes(packet) for packet in packets)
         is_key = any(packet.is_keyframe for packet in packets)
+        self._since_keyframe = 1 if is_key else self._since_keyframe + 1
         return EncodedVideo(data, time_us, due_us, is_key, frame.width, frame.height)
 
     def _open(self, width: int, height: int, bit_rate: int) -> None:

@@ -29,8 +29,9 @@ _QUEUE_VIDEO = 30
 _QUEUE_AUDIO = 50
 _WAITING = 3
 _KEYFRAME_EVERY_US = 1_000_000
-_RETUNE_EVERY_US = 3_000_000
 _LEAST_BPS = 150_000
+_STEADY = 0.05
+_SHARP_FALL = 0.15
 
 
 class SubscriptionClosed(Exception):
@@ -141,7 +142,19 @@ class _Lane:
         self.keyframe_wanted = True
         self.keyframe_us = -_KEYFRAME_EVERY_US
         self.bit_rate: int | None = None
-        self.retuned_us = 0
+
+    def worth(self, bit_rate: int | None, keyframe: bool, spaced: bool) -> bool:
+        """Whether to go to another bit rate with the next frame.
+
+        keyframe: it is to be a key frame. spaced: it may be one. An encoder that cannot be retuned is made
+        anew and begins with a key frame: at once for a sharp fall, else where one comes anyway.
+        """
+        now, then = self.encoder.bit_rate, self.encoder.reachable(bit_rate)
+        if not now or now == then:
+            return True
+        change = then / now - 1
+        free = self.encoder.retunes or keyframe or self.encoder.keyframe_due
+        return (free and abs(change) > _STEADY) or (spaced and change < -_SHARP_FALL)
 
 
 class EncodedHub:
@@ -282,17 +295,10 @@ class EncodedHub:
 
     def _plan(self, codec: Codec, lane: _Lane) -> tuple[bool, int | None]:
         """Whether the next frame is to be a key frame, and at what bit rate it goes."""
-        now_us = self._clock.now_us()
-        keyframe = lane.keyframe_wanted and now_us - lane.keyframe_us >= _KEYFRAME_EVERY_US
+        spaced = self._clock.now_us() - lane.keyframe_us >= _KEYFRAME_EVERY_US
+        keyframe = lane.keyframe_wanted and spaced
         wishes = [s.bit_rate for s in self._subscriptions if s.codec == codec and s.bit_rate]
         wish = min(max(min(wishes), _LEAST_BPS), MOST_BPS) if wishes else None
-        # A VP8 encoder cannot be retuned, and a new one costs a key frame: only for a change worth it.
-        low, high, every_us = (0.95, 1.05, 0) if lane.encoder.retunes else (0.8, 1.3, _RETUNE_EVERY_US)
-        if wish != lane.bit_rate and (
-            wish is None
-            or lane.bit_rate is None
-            or (not low <= wish / lane.bit_rate <= high and now_us - lane.retuned_us >= every_us)
-        ):
+        if lane.worth(wish, keyframe, spaced):
             lane.bit_rate = wish
-            lane.retuned_us = now_us
         return keyframe, lane.bit_rate

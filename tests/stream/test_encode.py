@@ -210,6 +210,73 @@ def test_an_open_h264_encoder_changes_its_rate_without_a_key_frame() -> None:
     assert keys == 200 // 50
 
 
+async def watched(bench: Bench, viewer: Subscription, frames: int) -> list[bool]:
+    """Show so many moving pictures; which of them came as key frames."""
+    keys = []
+    for _ in range(frames):
+        await bench.show(picture(bench.count % 4, 320, 240))
+        keys += [packet.keyframe for packet in await fetched(viewer)]
+    return keys
+
+
+async def test_vp8_follows_a_sharp_fall_of_the_rate_at_once_and_once_a_second() -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe("VP8")
+        keys = await watched(bench, viewer, 30)
+        encoder = bench.hub._lanes["VP8"].encoder
+        for rate in (300_000, 240_000, 180_000):
+            viewer.set_bitrate(rate)
+            keys += await watched(bench, viewer, 15)
+            if rate == 300_000:
+                assert encoder.bit_rate == 300_000
+        keys += await watched(bench, viewer, 25)
+        assert encoder.bit_rate == 180_000
+    assert np.flatnonzero(keys).tolist() == [0, 30, 55, 80]
+    assert encoder.builds == 4
+
+
+async def test_vp8_takes_every_other_change_of_rate_with_a_key_frame_that_comes_anyway() -> None:
+    async with hub() as bench:
+        viewer = bench.hub.subscribe("VP8")
+        viewer.set_bitrate(200_000)
+        keys = await watched(bench, viewer, 10)
+        encoder = bench.hub._lanes["VP8"].encoder
+        viewer.set_bitrate(380_000)
+        keys += await watched(bench, viewer, 39)
+        assert encoder.bit_rate == 200_000, "a rise waits for the key frame of every two seconds"
+        keys += await watched(bench, viewer, 11)
+        assert encoder.bit_rate == 380_000
+        viewer.set_bitrate(345_000)
+        keys += await watched(bench, viewer, 20)
+        assert encoder.bit_rate == 380_000, "so does a fall of a tenth"
+        viewer.request_keyframe()
+        keys += await watched(bench, viewer, 10)
+        assert encoder.bit_rate == 345_000, "the key frame that a viewer asks for does as well"
+        viewer.set_bitrate(350_000)
+        keys += await watched(bench, viewer, 60)
+        assert encoder.bit_rate == 345_000, "a hundredth is not worth a new encoder"
+    assert np.flatnonzero(keys).tolist() == [0, 50, 80, 130]
+    assert encoder.builds == 3
+
+
+def test_a_new_vp8_encoder_keeps_to_the_new_rate_at_no_more_key_frames() -> None:
+    encoder = VideoEncoder("VP8")
+    rng = np.random.default_rng(1)
+    grain = [rng.integers(0, 60, (720, 640)).astype(np.uint8) for _ in range(8)]
+    sizes, keys = [], 0
+    for k in range(200):
+        noisy = Picture((picture(k % 50, 640, 480).planes // 2 + grain[k % 8]).astype(np.uint8), 640, 480)
+        assert encoder.keyframe_due == (k % 50 == 0)
+        packet = encoder.encode(noisy, k * 40_000, 0, False, 500_000 if 50 <= k < 150 else None)
+        assert packet is not None
+        sizes.append(len(packet.data) * 8 * 25)
+        keys += packet.keyframe
+    full, least, again = np.mean(sizes[25:50]), np.mean(sizes[110:150]), np.mean(sizes[175:])
+    assert least < 0.65 * full
+    assert again > 0.8 * full
+    assert (encoder.builds, keys) == (3, 200 // 50)
+
+
 def test_where_the_cards_encoder_will_not_open_the_processors_takes_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
