@@ -4,7 +4,9 @@
  * @typedef {object} SessionRequest
  * @property {"webrtc" | {file: string}} source
  * @property {true} consent
- * @property {number} latency_budget_ms
+ * @property {"live" | "aligned"} policy
+ * @property {number} [latency_budget_ms]  of a live session
+ * @property {number} [hold_ms]            of an aligned session
  * @property {"source" | "rest"} idle
  * @property {boolean} mark
  *

@@ -8,14 +8,26 @@ const SPARK_POINTS = 120;
 /** ITU-R BT.1359: people begin to notice sound that is early by 45 ms or late by 125 ms. */
 const SKEW_EARLY_MS = 45;
 const SKEW_LATE_MS = 125;
+/** A held picture leaves at its time, give or take a frame. */
+const FRAME_MS = 40;
 
 export class Board {
   #latencies = /** @type {number[]} */ ([]);
   #server = /** @type {Record<string, any>} */ ({});
   #browser = /** @type {Partial<import("./figures.js").BrowserFigures>} */ ({});
 
-  /** The session's latency budget, 0 before there is one. */
-  budgetMs = 0;
+  /** How late the session's picture may be, or is held to be; 0 before there is a session. */
+  #limitMs = 0;
+  #held = false;
+
+  /**
+   * @param {number} limitMs
+   * @param {boolean} held  whether the picture is meant to be that late
+   */
+  showLimit(limitMs, held) {
+    this.#limitMs = limitMs;
+    this.#held = held;
+  }
 
   clear() {
     this.#latencies = [];
@@ -42,8 +54,9 @@ export class Board {
     const latency = server.added_latency_ms?.p50 ?? null;
     const p95 = server.added_latency_ms?.p95 ?? null;
     if (latency !== null) this.#latencies = [...this.#latencies, latency].slice(-SPARK_POINTS);
-    figure("latency", whole(latency), this.budgetMs > 0 && latency > this.budgetMs);
-    const limit = this.budgetMs ? `limit ${this.budgetMs} ms` : "from arrival to release";
+    const worst = this.#limitMs + (this.#held ? FRAME_MS : 0);
+    figure("latency", whole(latency), this.#limitMs > 0 && latency > worst);
+    const limit = this.#limitMs ? `${this.#held ? "held for" : "limit"} ${this.#limitMs} ms` : "from arrival to release";
     html("sub-latency").textContent = p95 === null ? limit : `95 % within ${whole(p95)} ms, ${limit}`;
     this.#drawSpark();
     const skew = browser.skewMs ?? server.skew_ms?.p50 ?? server.skew_ms ?? null;
@@ -70,7 +83,7 @@ export class Board {
 
   /** The last minute of added latency, newest at the right; the dashed line is the limit. */
   #drawSpark() {
-    const top = Math.max(this.budgetMs, ...this.#latencies, 1);
+    const top = Math.max(this.#limitMs, ...this.#latencies, 1);
     const first = SPARK_POINTS - this.#latencies.length;
     const points = this.#latencies.map((value, index) => {
       const x = (120 * (first + index)) / (SPARK_POINTS - 1);

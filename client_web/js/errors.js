@@ -102,6 +102,10 @@ const EXPLANATIONS = {
     title: "This latency limit is not possible here.",
     todo: "Change it under Options, then press Start again.",
   },
+  bad_hold: {
+    title: "The picture cannot be held that long here.",
+    todo: "Change it under Options, then press Start again.",
+  },
   "key-needed": {
     title: "This server asks for a key.",
     todo: "Enter it under Options, then press Start again.",

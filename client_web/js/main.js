@@ -11,7 +11,7 @@ const page = new Page();
 const supported = "RTCPeerConnection" in window && "WebSocket" in window && "OfflineAudioContext" in window;
 
 /** Refusals whose remedy lies under Options. */
-const IN_OPTIONS = new Set(["key-needed", "mark_required", "bad_latency_budget"]);
+const IN_OPTIONS = new Set(["key-needed", "mark_required", "bad_latency_budget", "bad_hold"]);
 
 const SAID = {
   finished: "The voice has finished",
@@ -36,7 +36,9 @@ function choices() {
     source: picture === "camera" ? "webrtc" : { file: picture.slice("file:".length) },
     voice: voice === "microphone" ? "microphone" : "pcm",
     loadVoice: voice === "microphone" ? undefined : load[/** @type {"sample" | "file"} */ (voice)],
+    policy: page.policy,
     budgetMs: input("budget").valueAsNumber || 400,
+    holdMs: input("hold").valueAsNumber || 3000,
     idle: /** @type {"source" | "rest"} */ (element("idle", HTMLSelectElement).value),
     mark: input("mark").checked,
     key: input("key").value.trim(),
@@ -54,7 +56,7 @@ function start() {
   const mine = new Session(chosen);
   session = mine;
   page.hideAlert();
-  page.showSummary(`${chosenName("picture")} with ${chosenName("voice").toLowerCase()}`, chosen.budgetMs);
+  page.showSummary(`${chosenName("picture")} with ${chosenName("voice").toLowerCase()}`, chosen);
   page.showSource(chosenName("picture"), "");
   /**
    * @param {string} type
@@ -118,6 +120,7 @@ page.form.addEventListener("submit", (event) => {
   if (!page.start.disabled) start();
 });
 page.form.addEventListener("change", () => page.showReadiness(supported));
+page.form.addEventListener("change", () => page.showPolicy());
 page.stop.addEventListener("click", stop);
 page.interrupt.addEventListener("click", () => session?.interrupt());
 page.again.addEventListener("click", () => session?.speak());
@@ -131,6 +134,7 @@ window.addEventListener("pagehide", stop);
 
 input("key").addEventListener("change", offerPresenters);
 
+page.showPolicy();
 page.showReadiness(supported);
 offerPresenters();
 if (!supported) {

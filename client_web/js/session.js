@@ -1,11 +1,15 @@
 /**
  * One dubbed session as the browser sees it: local media, the HTTP session, one peer connection, one voice.
  *
+ * @typedef {"live" | "aligned"} Policy
+ *
  * @typedef {object} Choices
  * @property {"webrtc" | {file: string}} source
  * @property {"microphone" | "pcm"} voice
  * @property {() => Promise<ArrayBuffer>} [loadVoice]  sound file for voice "pcm"
- * @property {number} budgetMs
+ * @property {Policy} policy
+ * @property {number} budgetMs  of a live session
+ * @property {number} holdMs    of an aligned session
  * @property {"source" | "rest"} idle
  * @property {boolean} mark
  * @property {string} key
@@ -174,8 +178,9 @@ export class Session extends EventTarget {
 
   /** @returns {import("./api.js").SessionRequest} */
   #request() {
-    const { source, budgetMs, idle, mark } = this.choices;
-    return { source, consent: true, latency_budget_ms: budgetMs, idle, mark };
+    const { source, policy, budgetMs, holdMs, idle, mark } = this.choices;
+    const late = policy === "aligned" ? { hold_ms: holdMs } : { latency_budget_ms: budgetMs };
+    return { source, consent: true, policy, ...late, idle, mark };
   }
 
   /** @param {string} reason */

@@ -7,6 +7,12 @@ import { element, html } from "./dom.js";
  * @typedef {"idle" | "starting" | "live" | "reconnecting" | "failed"} State
  */
 
+/** @type {Readonly<Record<import("./session.js").Policy, string>>} */
+const POLICIES = {
+  live: "The picture is shown as soon as it is dubbed.",
+  aligned: "The picture waits, so that a later dub meets the frames that its time stamps name.",
+};
+
 export class Page {
   board = new Board();
 
@@ -19,6 +25,7 @@ export class Page {
   mute = element("mute", HTMLButtonElement);
   closeAlert = element("alert-close", HTMLButtonElement);
   consent = element("consent", HTMLInputElement);
+  policySelect = element("policy", HTMLSelectElement);
   file = element("voice-file", HTMLInputElement);
   source = element("source", HTMLVideoElement);
   dubbed = element("dubbed", HTMLVideoElement);
@@ -26,6 +33,11 @@ export class Page {
   /** @returns {State} */
   get state() {
     return /** @type {State} */ (document.body.dataset.state);
+  }
+
+  /** @returns {import("./session.js").Policy} */
+  get policy() {
+    return this.policySelect.value === "aligned" ? "aligned" : "live";
   }
 
   /** @param {"picture" | "voice"} group */
@@ -69,6 +81,7 @@ export class Page {
     if (line.textContent !== text) line.textContent = text;
     html("choices").hidden = running;
     html("summary").hidden = !running;
+    this.policySelect.disabled = running;
     this.start.hidden = running;
     this.stop.hidden = !running;
     // The button under the finger changes; the keyboard's place must not be lost with it.
@@ -99,13 +112,24 @@ export class Page {
         : "Thank you. Press Start when you are ready.";
   }
 
+  /** What the chosen policy means, and the one number that goes with it. */
+  showPolicy() {
+    html("policy-why").textContent = POLICIES[this.policy];
+    for (const [id, policy] of Object.entries({ budget: "live", hold: "aligned" })) {
+      html(`${id}-row`).hidden = this.policy !== policy;
+      // A number that is not shown must not keep the form from being sent.
+      element(id, HTMLInputElement).disabled = this.policy !== policy;
+    }
+  }
+
   /**
    * @param {string} what
-   * @param {number} budgetMs
+   * @param {{policy: import("./session.js").Policy, budgetMs: number, holdMs: number}} chosen
    */
-  showSummary(what, budgetMs) {
-    this.board.budgetMs = budgetMs;
-    html("summary").textContent = what;
+  showSummary(what, { policy, budgetMs, holdMs }) {
+    const held = policy === "aligned";
+    this.board.showLimit(held ? holdMs : budgetMs, held);
+    html("summary").textContent = held ? `${what}, held for ${holdMs} ms` : what;
   }
 
   /**

@@ -160,6 +160,50 @@ def test_answer_is_changed_in_its_first_bit_rate_only(server: Served, browser: B
     assert [line for line in answer if line not in changed] == ["a=fmtp:98 packetization-mode=1"]
 
 
+def test_picture_is_held_for_as_long_as_the_person_chose(server: Served, browser: Browser) -> None:
+    page = browser.new_page(viewport=DESK)
+    errors = errors_on(page)
+    page.goto(server.url)
+    choose(page, "sample", "sample")
+    policy, hold = page.get_by_label("The dub goes onto"), page.get_by_label("Hold the picture for")
+    expect(hold).to_be_hidden()
+    policy.select_option("aligned")
+    expect(policy).to_have_accessible_description(re.compile("The picture waits"))
+    expect(page.locator("#budget")).to_be_hidden()
+    hold.fill("1500")
+    with page.expect_response(lambda answer: answer.request.method == "POST") as created:
+        start(page)
+    asked = json.loads(created.value.request.post_data or "{}")
+    session = created.value.json()
+    assert (asked["policy"], asked["hold_ms"]) == ("aligned", 1500)
+    about = asked_of(server, session)
+    assert (about["policy"], about["latency_budget_ms"]) == ("aligned", 1500)
+    expect(page.locator("#policy")).to_be_disabled()
+    expect(page.locator("#summary")).to_contain_text("held for 1500 ms")
+    expect(page.locator("#fig-latency")).to_have_text(re.compile(r"^1[45]\d\d$"), timeout=10_000)
+    stop(page)
+    expect(policy).to_be_enabled()
+    hold.fill("9000")
+    page.click("#start")
+    assert "cannot be held that long" in refusal(page)
+    policy.select_option("live")
+    with page.expect_response(lambda answer: answer.request.method == "POST") as created:
+        start(page)
+    assert asked_of(server, created.value.json())["policy"] == "live"
+    stop(page)
+    assert [error for error in errors if "422" not in error] == []
+    page.close()
+
+
+def asked_of(server: Served, session: dict[str, Any]) -> dict[str, Any]:
+    """What GET says of a session."""
+    headers = {"Authorization": f"Bearer {session['token']}"}
+    request = urllib.request.Request(f"{server.url}{session['urls']['session']}", headers=headers)
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        about: dict[str, Any] = json.load(answer)
+        return about
+
+
 def test_phone_needs_no_sideways_scrolling(server: Served, browser: Browser, tmp_path: Path) -> None:
     page = browser.new_page(viewport=PHONE, is_mobile=True, has_touch=True)
 
