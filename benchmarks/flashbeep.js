@@ -29,8 +29,12 @@ async ({ signal, codec, sync }) => {
   };
   const shown = (now, info) => {
     if (!kept.running) return;
-    kept.frames.push({ at: info.expectedDisplayTime, luma: look(new VideoFrame(video, { timestamp: 0 })) });
     video.requestVideoFrameCallback(shown);
+    try {
+      kept.frames.push({ at: info.expectedDisplayTime, luma: look(new VideoFrame(video, { timestamp: 0 })) });
+    } catch {
+      // The element may not have its first picture yet, though it says that it shows it.
+    }
   };
   const listen = async (track) => {
     const reader = new MediaStreamTrackProcessor({ track: track.clone() }).readable.getReader();
@@ -75,11 +79,14 @@ async ({ signal, codec, sync }) => {
     kept.running = false;
     for (const frame of kept.frames) frame.luma = await frame.luma;
     const report = await pc.getStats();
-    let used = "";
+    let [used, received] = ["", {}];
     report.forEach((item) => {
-      if (item.type === "inbound-rtp" && item.kind === "video" && item.codecId) used = report.get(item.codecId).mimeType;
+      if (item.type !== "inbound-rtp" || item.kind !== "video") return;
+      received = item;
+      if (item.codecId) used = report.get(item.codecId).mimeType;
     });
-    return { frames: kept.frames, audio: kept.audio, codec: used };
+    const { readyState, paused, videoWidth, currentTime } = video;
+    return { frames: kept.frames, audio: kept.audio, codec: used, received, shown: { readyState, paused, videoWidth, currentTime } };
   };
   return true;
 }

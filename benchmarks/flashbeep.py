@@ -194,10 +194,13 @@ async def measure(
         await browser.close()
         saying.cancel()
         await voice.close()
-        await http.delete(given["urls"]["session"], headers={"Authorization": f"Bearer {given['token']}"})
+        bearer = {"Authorization": f"Bearer {given['token']}"}
+        about = (await http.get(given["urls"]["session"], headers=bearer)).json()
+        await http.delete(given["urls"]["session"], headers=bearer)
     skews = np.concatenate([skews_ms(each) for each in taken])
     if not skews.size:
-        raise RuntimeError(f"no dubbed picture was seen by {viewers} viewers of {codec}")
+        seen = [(len(each["frames"]), each["shown"], each["received"]) for each in taken]
+        raise RuntimeError(f"{viewers} viewers of {codec} saw no dubbed picture: {seen}, {about}")
     p5, p50, p95 = np.percentile(skews, (5, 50, 95))
     return {
         "codec": taken[0]["codec"],
