@@ -69,6 +69,37 @@ async def test_frames_and_voice_leave_together() -> None:
     np.testing.assert_array_equal(rig.sound[heard[0] : heard[0] + 40_000], tone(1000)[1:40_001])
 
 
+@pytest.mark.parametrize("chunk_ms", [20, 100])
+async def test_a_voice_is_heard_within_300_ms_and_seen_within_400(chunk_ms: int) -> None:
+    """With talkin's look-ahead of 120 ms and 15 ms for a window; said in the middle of a window."""
+    engine = FakeEngine(look_ahead_us=120_000)
+    async with running(PLAIN, engine, runner=slow(15_000)) as rig:
+        pushed: list[tuple[int, int]] = []
+
+        async def speak() -> None:
+            await rig.clock.sleep_until(2_015_000)
+            voice = tone(1000)
+            for start in range(0, voice.size, 48 * chunk_ms):
+                rig.session.voice.push(voice[start : start + 48 * chunk_ms])
+                pushed.append((rig.clock.now_us(), rig.session.voice.written - 48 * chunk_ms))
+                await rig.clock.sleep_until(2_015_000 + (start // 48 + chunk_ms) * 1000)
+
+        async with asyncio.TaskGroup() as group:
+            rig.clock.start(group, speak(), "speaker")
+            await rig.frames(100)
+        await rig.drain()
+    check_output(rig)
+    began_us = pushed[0][0]
+    heard = {sound.position: sound.due_us for sound in rig.sink.sounds}
+    waits_ms = []
+    for arrived_us, first in pushed:
+        position = max(place for place in heard if place <= first)
+        waits_ms.append((heard[position] + (first - position) * 1_000_000 // 48_000 - arrived_us) / 1000)
+    assert max(waits_ms) <= 300
+    spoken = next(frame for frame in rig.sink.frames if luma_of(frame.picture) > 60)
+    assert 0 < spoken.due_us - began_us <= 400_000
+
+
 async def test_outside_the_region_every_sample_leaves_as_it_came() -> None:
     rng = np.random.default_rng(7)
     planes = [rng.integers(0, 150, (72, 64), dtype=np.uint8) for _ in range(20)]
