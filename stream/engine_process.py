@@ -125,8 +125,10 @@ def _portable(error: Exception) -> BaseException:
 
 
 def main() -> None:
-    # Ctrl-C goes to the whole group; when to stop is the server's to say, by closing the line.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C goes to the whole group, a service's SIGTERM to all its processes; but sessions may still be
+    # finishing, and when to stop is the server's to say, by closing the line.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     import cv2
 

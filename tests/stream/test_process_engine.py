@@ -197,10 +197,11 @@ def test_a_process_that_died_unnoticed_is_replaced_when_the_next_session_opens()
         assert len(engine.open_session(EngineOptions()).process(window()).outputs) == 1
 
 
-def test_ctrl_c_and_closing_end_a_process_only_in_order() -> None:
+def test_no_signal_but_closing_ends_a_process_in_order() -> None:
     engine = ProcessEngine(engines_elsewhere.fake, 1)
     child = engine.ask(where)
     os.kill(child, signal.SIGINT)
+    os.kill(child, signal.SIGTERM)
     session = engine.open_session(EngineOptions())
     assert len(session.process(window()).outputs) == 1
     engine.close()
