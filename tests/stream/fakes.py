@@ -25,6 +25,9 @@ from stream.runner import InlineRunner
 BOX = Box(8, 8, 24, 24)
 LOOK_AHEAD_US = 80_000
 
+_REMEMBERED = 160_000
+"""Samples of voice."""
+
 
 def flat_picture(luma: int = 60, width: int = 64, height: int = 48) -> Picture:
     """A grey picture of one brightness."""
@@ -99,6 +102,9 @@ class _FakeSession:
         if window.voice_start != self._start + self._voice.size:
             self._voice, self._start = np.zeros(0, np.float32), window.voice_start
         self._voice = np.concatenate([self._voice, window.voice])
+        # What eight hours say would be copied for every window.
+        old = max(0, self._voice.size - _REMEMBERED)
+        self._voice, self._start = self._voice[old:], self._start + old
         outputs = []
         for frame in window.frames:
             if self._engine.faceless:
