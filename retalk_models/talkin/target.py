@@ -39,6 +39,10 @@ _WIDEST = 2.5
 """Coefficients other than the opening are held softly within so many standard deviations: beyond, skin
 folds."""
 
+_PRESS, _PRESS_UNTIL = 0.008, 0.05
+"""How much nearer than told shut lips are drawn (canonical units), and from which aperture on as told. Lips
+that only just touch look parted: they are warped from open ones, and a neutral is seldom quite shut."""
+
 _FLESH = (0.14, 0.26)
 """How far inside the lip, as a share of its thickness, the drawn lip begins, where the frame's own lips are
 shut
@@ -156,7 +160,7 @@ class TargetGeometry:
         voice's.
         """
         neutral = self._neutral if self._neutral is not None else face.shape
-        spoken = neutral + self._basis.apply(expression) + self._settle
+        spoken = neutral + self._basis.apply(pressed(expression)) + self._settle
         change = strength * self._weights * (spoken - face.shape)
         moved = face.points + face.pose.scale * change @ face.pose.rotation.T
         opening = max(0.0, aperture(face.shape + change))
@@ -174,6 +178,13 @@ class TargetGeometry:
             opening,
             apart,
         )
+
+
+def pressed(expression: F32) -> F32:
+    """(K,) coefficients with nearly shut lips told to press on each other; wider ones as they are."""
+    out = expression.copy()
+    out[0] -= _PRESS * max(0.0, 1 - float(expression[0]) / _PRESS_UNTIL)
+    return out
 
 
 def _blend(elapsed_s: float, constant_s: float) -> float:

@@ -43,6 +43,22 @@ def test_the_voice_opens_and_shuts_the_mouth() -> None:
     assert drawn(geometry, 0.0, 0.1).opening == pytest.approx(0.1, abs=0.015)
 
 
+def test_lips_told_shut_press_on_each_other() -> None:
+    """Bug: shut lips were drawn as just touching, and a tracker saw a gap in a third of such frames."""
+    geometry = settled()
+    face = geometry.observe(points(0.1), 0.04)
+
+    def gap(voice: float) -> float:
+        target = geometry.target(face, spoken(voice), 1.0)
+        full = np.concatenate([target.target, target.depth[:, None]], axis=1)
+        return aperture(to_canonical(full, face.pose))
+
+    assert gap(0.0) < -0.004
+    assert gap(0.08) - gap(0.06) == pytest.approx(0.02, abs=0.002)
+    gaps = [gap(voice) for voice in np.linspace(0, 0.08, 9)]
+    assert gaps == sorted(gaps)
+
+
 def test_upper_face_and_jaw_hinge_stay_the_frames_own() -> None:
     geometry = settled()
     face = geometry.observe(points(0.1), 0.04)
