@@ -137,6 +137,9 @@ class EngineLink:
         if handle is not None:
             try:
                 await self._runner.close(handle)
+            except asyncio.CancelledError:  # given up, or the session ends: nobody may wait for it either
+                self._runner.abandon(handle)
+                raise
             except Exception:  # it has failed before; that it cannot close either adds nothing
                 self._runner.abandon(handle)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import sys
@@ -73,6 +74,7 @@ class _Job:
     loop: asyncio.AbstractEventLoop
     work: Callable[[], Any]
     window: EngineWindow | None = None
+    closing: bool = False
     came_s: float = field(default_factory=time.monotonic)
 
 
@@ -115,19 +117,27 @@ class Scheduler:
 
     async def open(self, engine: Engine, options: EngineOptions) -> int:
         handle = next(self._names)
-        unwanted = threading.Event()
+        unwanted = False
+        made: list[EngineSession] = []
 
         def opened() -> EngineSession:
             session = engine.open_session(options)
-            if unwanted.is_set():
-                session.close()
+            with self.changed:
+                made.append(session)
+                if not unwanted:
+                    return session
+            session.close()
             return session
 
         try:
             session = await self._call(handle, opened, _OPENING_DUE_S)
         except asyncio.CancelledError:
-            unwanted.set()
-            self.abandon(handle)
+            with self.changed:
+                unwanted = True
+            if made:
+                self._close_unasked(handle, made[0])
+            else:
+                self.abandon(handle)
             raise
         with self.changed:
             batching = engine if isinstance(engine, BatchEngine) else None
@@ -143,16 +153,20 @@ class Scheduler:
     async def close(self, handle: int) -> None:
         opened = self._forget(handle)
         if opened is not None:
-            await self._call(handle, opened.session.close, 0.0)
+            # Who no longer waits for it still wants it closed.
+            await asyncio.shield(self._submit(handle, opened.session.close, 0.0, closing=True))
 
     def abandon(self, handle: int) -> None:
         opened = self._forget(handle)
         with self.changed:
-            for job in [job for job in self.jobs if job.handle == handle]:
-                self.jobs.remove(job)
-                job.done.cancel()
             stuck = next((w for w in self._workers if handle in w.handles), None)
+            for job in [job for job in self.jobs if job.handle == handle]:
+                if stuck is not None or not job.closing:
+                    self.jobs.remove(job)
+                    job.done.cancel()
             if stuck is None:
+                if opened is not None:
+                    self._close_unasked(handle, opened.session)
                 return
             stuck.leaving = True
             self._workers.remove(stuck)
@@ -192,23 +206,41 @@ class Scheduler:
     async def _call(
         self, handle: int, work: Callable[[], T], due_in_s: float, window: EngineWindow | None = None
     ) -> T:
+        return await self._submit(handle, work, due_in_s, window)
+
+    def _submit(
+        self,
+        handle: int,
+        work: Callable[[], T],
+        due_in_s: float,
+        window: EngineWindow | None = None,
+        closing: bool = False,
+    ) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         due_s = time.monotonic() + due_in_s
-        self._ensure_worker()
+        self._ensure_worker(handle)
         with self.changed:
-            self.jobs.append(_Job(handle, due_s, next(self._orders), done, loop, work, window))
+            self.jobs.append(_Job(handle, due_s, next(self._orders), done, loop, work, window, closing))
             self.changed.notify_all()
-        return await done
+        return done
+
+    def _close_unasked(self, handle: int, session: EngineSession) -> None:
+        """Close a session for which nobody waits any more."""
+        with contextlib.suppress(EngineStuck):
+            done = self._submit(handle, session.close, 0.0, closing=True)
+            done.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
     def _forget(self, handle: int) -> _Open | None:
         with self.changed:
             self.shares.leave(handle)
             return self._open.pop(handle, None)
 
-    def _ensure_worker(self) -> None:
+    def _ensure_worker(self, *newcomer: int) -> None:
         with self.changed:
-            if len(self._workers) >= max(1, min(self._most, len(self._open))):
+            # One that is being opened keeps a thread too, perhaps for seconds.
+            handles = {*self._open, *self.running, *(job.handle for job in self.jobs), *newcomer}
+            if len(self._workers) >= min(self._most, len(handles)):
                 return
             self._lost = [w for w in self._lost if w.is_alive()]
             if len(self._lost) > self._spare:

@@ -12,7 +12,10 @@ import pytest
 
 from retalk_models.engine import EngineFrame, EngineOptions, EngineResult, EngineSession, EngineWindow
 from stream.batching import CostTable
+from stream.clock import Bell, MonotonicClock
+from stream.link import EngineLink, Finished
 from stream.scheduler import BatchLost, EngineStuck, Scheduler, threads_for
+from stream.windows import Window
 from tests.stream.fakes import FakeEngine, flat_picture
 
 
@@ -102,6 +105,86 @@ async def test_work_waiting_behind_a_stuck_call_is_done_by_the_next_thread() -> 
     assert len((await asyncio.wait_for(behind, 2)).outputs) == 1
     hung.cancel()
     release.set()
+    await runner.shutdown()
+
+
+async def test_a_session_given_up_in_the_instant_that_it_opened_is_closed() -> None:
+    engine, runner = FakeEngine(), Scheduler()
+    opening = asyncio.create_task(runner.open(engine, EngineOptions()))
+    await asyncio.sleep(0)
+    while not engine.opened:
+        time.sleep(0.01)  # noqa: ASYNC251  the loop itself is not to learn of it yet
+    time.sleep(0.05)  # noqa: ASYNC251
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await until_closed(engine)
+    await runner.shutdown()
+    assert engine.closed == 1
+
+
+async def until_closed(engine: FakeEngine) -> None:
+    for _ in range(100):
+        if engine.closed:
+            return
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_session_given_up_behind_anothers_call_is_closed(closes: bool) -> None:
+    """Its engine never heard of it: nothing is stuck, and nothing else will ever close it."""
+    release = threading.Event()
+    engine = FakeEngine(lambda w: _wait(release))
+    runner = Scheduler()
+    busy, waiting = [await runner.open(engine, EngineOptions()) for _ in range(2)]
+    call = asyncio.create_task(runner.run(busy, window(0), 0))
+    await asyncio.sleep(0.05)
+    given_up = asyncio.create_task(runner.close(waiting) if closes else runner.run(waiting, window(1), 0))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    runner.abandon(waiting)
+    release.set()
+    await call
+    await until_closed(engine)
+    await runner.shutdown()
+    assert engine.closed == 1
+    assert len(engine.windows) == 1
+
+
+async def collected(link: EngineLink) -> Finished:
+    for _ in range(200):
+        finished = link.collect()
+        if finished is not None:
+            return finished
+        await asyncio.sleep(0.01)
+    pytest.fail("the call never ended")
+
+
+async def test_a_session_that_raises_and_then_hangs_in_closing_stops_nobody_else() -> None:
+    """One thread for the device: whoever keeps it unnoticed keeps it from everybody for good."""
+    release = threading.Event()
+
+    def fail(w: EngineWindow) -> None:
+        raise RuntimeError("a kernel failed")
+
+    class HangsInClosing(FakeEngine):
+        def open_session(self, options: EngineOptions) -> EngineSession:
+            session = super().open_session(options)
+            session.close = lambda: _wait(release)  # type: ignore[method-assign]
+            return session
+
+    runner, clock = Scheduler(), MonotonicClock()
+    link = EngineLink(clock, Bell(), runner, HangsInClosing(fail), EngineOptions(), 30_000)
+    try:
+        async with asyncio.TaskGroup() as group:
+            link.open(group)
+            await collected(link)
+            link.run(group, Window(window(0), ()), 0)
+            assert "no answer" in (await collected(link)).fault
+        other = await asyncio.wait_for(runner.open(FakeEngine(), EngineOptions()), 2)
+        assert len((await asyncio.wait_for(runner.run(other, window(1), 0), 2)).outputs) == 1
+    finally:
+        release.set()
     await runner.shutdown()
 
 
