@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from multiprocessing import Pipe
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from retalk_models.engine import Engine, EngineOptions, EngineResult, EngineWindow, load_engine
-from stream.engine_process import Description, Reply, Request, receive, send
+from stream.engine_lane import EngineLane, EngineProcessLost
+from stream.engine_process import Description
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_LEAVE_S = 5.0
+_OPEN_S, _CLOSE_S = 15.0, 5.0
+"""A process that takes longer over these is ended. A window's time is the scheduler's to watch."""
+
+_COMING_S = 10.0
+"""How long a session waits for a process that somebody else has begun to start."""
 
 _FREE = 2
 """Processes kept for the next sessions: one takes seconds to start, and a session stays where it began."""
-
-_CHILD = "from stream.engine_process import main; main()"
-
-_ONE_CORE = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-"""A process does one call at a time on one core; what its libraries start besides would wait or spin."""
-
 
 _LANED = ("talkin",)
 """Engines whose window is one core's work. Others batch the windows of all sessions in one place."""
@@ -56,72 +48,10 @@ def ask(engine: Engine, question: Callable[[Engine], T]) -> T:
     return engine.ask(question) if isinstance(engine, ProcessEngine) else question(engine)
 
 
-class EngineProcessLost(RuntimeError):
-    """The engine's process has ended; what its sessions knew is gone. A new session finds another."""
-
-
-class _Lane:
-    """One process and the line to it. Calls come one at a time, whoever makes them."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.users = 0
-        self.lost = False
-        self.cpu_s = 0.0
-        self._turn = threading.Lock()
-        self._line, theirs = Pipe()
-        with theirs:
-            descriptor = theirs.fileno()
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CHILD, str(descriptor)],
-                pass_fds=(descriptor,),
-                stdin=subprocess.DEVNULL,
-                env={
-                    **os.environ,
-                    **_ONE_CORE,
-                    "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
-                },
-            )
-
-    def call(self, verb: str, session: int = 0, argument: object = None) -> Any:
-        """One request and its answer. Raises what the engine raised, or EngineProcessLost."""
-        with self._turn:
-            if self.lost:
-                raise EngineProcessLost(f"engine process {self._process.pid} has ended")
-            try:
-                send(self._line, Request(verb, session, argument))
-                reply: Reply = receive(self._line)
-            except (EOFError, OSError) as error:
-                self.lost = True
-                self._line.close()
-                code = self._process.wait()
-                raise EngineProcessLost(f"engine process {self._process.pid} ended with {code}") from error
-            self.cpu_s = reply.cpu_s
-        if reply.error is not None:
-            raise reply.error
-        return reply.value
-
-    def kill(self) -> None:
-        """End it at once, whatever it is at; a call that waits for it raises EngineProcessLost."""
-        self._process.kill()
-
-    def leave(self) -> None:
-        """End it once it has done what it is at, or after five seconds."""
-        if self._turn.acquire(timeout=_LEAVE_S):
-            self.lost = True
-            self._line.close()
-            self._turn.release()
-        try:
-            self._process.wait(_LEAVE_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            self._process.wait()
-
-
 class ProcessSession:
     """A session of an engine that lives in another process."""
 
-    def __init__(self, lane: _Lane, number: int, left: Callable[[_Lane], None]) -> None:
+    def __init__(self, lane: EngineLane, number: int, left: Callable[[EngineLane], None]) -> None:
         self._lane, self._number, self._left = lane, number, left
         self._closed = False
 
@@ -140,7 +70,7 @@ class ProcessSession:
         self._closed = True
         self._left(self._lane)
         try:
-            self._lane.call("close", self._number)
+            self._lane.call("close", self._number, within_s=_CLOSE_S)
         except EngineProcessLost:
             return
 
@@ -162,13 +92,15 @@ class ProcessEngine:
         if lanes < 1:
             raise ValueError(f"lanes is {lanes}; at least 1 process is needed")
         self._load, self._most = load, lanes
-        self._change = threading.Lock()
-        self._lanes: list[_Lane] = []
-        self._count = 0
+        self._change = threading.Condition()
+        self._lanes: list[EngineLane] = []
+        self._loading: list[EngineLane] = []
+        self._count = self._waiting = self._spares = 0
+        self._coming = 1
         self._spent_s = 0.0
         self._starting: threading.Thread | None = None
         self._closed = False
-        self._described = self._start()
+        _, self._described = self._start()
 
     @property
     def name(self) -> str:
@@ -192,11 +124,14 @@ class ProcessEngine:
         return self._most
 
     def open_session(self, options: EngineOptions) -> ProcessSession:
-        """A session in the process with the fewest. Raises EngineProcessLost where none stays alive."""
-        for _ in range(self._most):
+        """A session in a process of its own, or where no more may be had in that with the fewest.
+
+        Waits for a process that has to be started. Raises EngineProcessLost where none stays alive.
+        """
+        for _ in range(self._most + 1):
             lane = self._enter()
             try:
-                number: int = lane.call("open", argument=options)
+                number: int = lane.call("open", argument=options, within_s=_OPEN_S)
             except EngineProcessLost:
                 continue  # found dead only now
             except BaseException:
@@ -226,7 +161,7 @@ class ProcessEngine:
         return answer
 
     def cpu_s(self) -> float:
-        """Processor seconds of all its processes, ended ones included, as of their last answers."""
+        """Processor seconds of all its processes since they loaded, ended ones included, as last answered."""
         with self._change:
             return self._spent_s + sum(lane.cpu_s for lane in self._lanes)
 
@@ -236,55 +171,110 @@ class ProcessEngine:
             self._closed = True
             starting = self._starting
             lanes, self._lanes = self._lanes, []
+            for lane in self._loading:
+                lane.kill()
+            self._change.notify_all()
         for lane in lanes:
             lane.leave()
         if starting is not None:
             starting.join()
 
-    def _start(self) -> Description:
-        with self._change:
-            self._count += 1
-            lane = _Lane(self._count)
+    def _start(self, users: int = 0) -> tuple[EngineLane, Description]:
+        """One process more, entered by so many; the caller has counted it among those that are coming."""
+        lane: EngineLane | None = None
         try:
-            described: Description = lane.call("load", argument=self._load)
+            with self._change:
+                self._count += 1
+                number = self._count
+            lane = EngineLane(number)
+            with self._change:
+                self._loading.append(lane)
+                if self._closed:
+                    lane.kill()
+            described = lane.load(self._load)
+            with self._change:
+                lane.users = users
+                if not self._closed:
+                    self._lanes.append(lane)
+                    return lane, described
+            raise EngineProcessLost(f"engine {described.name!r} is closed")
         except BaseException:
-            lane.kill()
-            lane.leave()
+            if lane is not None:
+                lane.kill()
+                lane.leave()
             raise
-        with self._change:
-            if not self._closed:
-                self._lanes.append(lane)
-                return described
-        lane.leave()
-        return described
+        finally:
+            with self._change:
+                self._coming -= 1
+                if lane in self._loading:
+                    self._loading.remove(lane)
+                self._change.notify_all()
 
     def _start_spares(self, free: int) -> None:
         while True:
             with self._change:
                 self._bury()
-                enough = len(self._lanes) >= self._most or sum(not lane.users for lane in self._lanes) >= free
-                if self._closed or enough:
+                unused = sum(not lane.users for lane in self._lanes)
+                if self._closed or not self._more_may_come() or unused >= free:
                     return
+                self._coming += 1
+                self._spares += 1
             try:
                 self._start()
             except Exception:  # the sessions that there are go on; the next one is told what is wrong
-                logger.exception("no further engine process could be started")
+                if not self._closed:
+                    logger.exception("no further engine process could be started")
                 return
+            finally:
+                with self._change:
+                    self._spares -= 1
+                    self._change.notify_all()
 
-    def _enter(self) -> _Lane:
+    def _enter(self) -> EngineLane:
+        """A process for one session more, entered.
+
+        Sessions that share one share its core for life, so that comes last. Who waits here keeps a thread of
+        the scheduler from others: never more of them than processes that are missing.
+        """
         with self._change:
+            lane = self._find()
+            if lane is not None:
+                lane.users += 1
+                return lane
+            self._coming += 1
+        try:
+            return self._start(users=1)[0]
+        except EngineProcessLost:
+            with self._change:
+                if not self._lanes or self._closed:
+                    raise
+                logger.exception("a session has to share an engine process")
+                lane = min(self._lanes, key=lambda each: each.users)
+                lane.users += 1
+                return lane
+
+    def _find(self) -> EngineLane | None:
+        """The one to go to, None where another is to be started. Under `_change`."""
+        end_s = time.monotonic() + _COMING_S
+        while True:
             self._bury()
-            none = not self._lanes
-        if none:
-            self._start()
-        with self._change:
-            if not self._lanes:
+            if self._closed:
                 raise EngineProcessLost(f"engine {self.name!r} is closed")
-            lane = min(self._lanes, key=lambda each: each.users)
-            lane.users += 1
-            return lane
+            fewest = min(self._lanes, key=lambda each: each.users, default=None)
+            left_s = end_s - time.monotonic()
+            if fewest is not None and (not fewest.users or left_s <= 0):
+                return fewest
+            if self._spares > self._waiting or (fewest is None and self._coming >= self._most):
+                self._waiting += 1
+                self._change.wait(max(0.1, left_s))
+                self._waiting -= 1
+            else:
+                return None if self._more_may_come() else fewest
 
-    def _leave(self, lane: _Lane) -> None:
+    def _more_may_come(self) -> bool:
+        return len(self._lanes) + self._coming < self._most
+
+    def _leave(self, lane: EngineLane) -> None:
         with self._change:
             lane.users -= 1
 

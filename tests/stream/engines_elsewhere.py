@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
-from retalk_models.engine import EngineWindow
+from retalk_models.engine import EngineOptions, EngineSession, EngineWindow
 from tests.stream.fakes import FakeEngine
 
 RAISE, RAISE_ODDLY, HANG, DIE = 1, 2, 3, 4
@@ -60,5 +61,56 @@ class Meeting:
             time.sleep(0.01)
 
 
+class Slow:
+    """Takes its time to load, though not in the first process; `hangs` says at what it hangs, once."""
+
+    def __init__(self, folder: Path, load_s: float = 0.0, hangs: str = "") -> None:
+        self.folder, self.load_s, self.hangs = folder, load_s, hangs
+
+    def __call__(self) -> FakeEngine:
+        first = self.is_first("load")
+        if not first:
+            time.sleep(self.load_s)
+            if self.hangs == "load":
+                time.sleep(600)
+        return _SlowToClose(self)
+
+    def is_first(self, what: str) -> bool:
+        """Whether this was asked never before, in whichever process."""
+        try:
+            (self.folder / what).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def hang_once(self, at: str) -> None:
+        if self.hangs == at and self.is_first(at):
+            time.sleep(600)
+
+
+class _SlowToClose(FakeEngine):
+    def __init__(self, script: Slow) -> None:
+        super().__init__(opening=partial(script.hang_once, "open"))
+        self._script = script
+
+    def open_session(self, options: EngineOptions) -> EngineSession:
+        session = super().open_session(options)
+        close = session.close
+
+        def slowly() -> None:
+            self._script.hang_once("close")
+            close()
+
+        session.close = slowly  # type: ignore[method-assign]
+        return session
+
+
 def where(engine: object) -> int:
     return os.getpid()
+
+
+def burn(seconds: float, engine: object) -> None:
+    """Use the processor for so long."""
+    end_s = time.process_time() + seconds
+    while time.process_time() < end_s:
+        pass

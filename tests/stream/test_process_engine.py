@@ -26,7 +26,8 @@ from retalk_models.engine import (
     LanedSession,
     UnknownEngineError,
 )
-from stream.process_engine import EngineProcessLost, ProcessEngine, ask, load_to_serve
+from stream.engine_lane import EngineProcessLost
+from stream.process_engine import ProcessEngine, ask, load_to_serve
 from stream.runner import processor_s
 from stream.scheduler import Scheduler
 from tests.stream import engines_elsewhere
