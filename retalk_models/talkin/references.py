@@ -22,12 +22,6 @@ _OPEN_ENOUGH = 0.045
 _GOOD_ENOUGH = 0.58
 """A reference of lower quality looks worse than a drawn mouth."""
 
-_FLESH = (0.25, 0.45)
-"""Share of an opening that shows flesh: up to the first perhaps the tongue, from the second on lips."""
-
-_LIGHTER, _REDDER = 0.45, 4.0
-"""Flesh, and not teeth or the dark: over this share of the skin's luma, and by so many levels of V redder."""
-
 _CROSS_S = 0.12
 """A change of reference takes three frames at 25 a second."""
 
@@ -169,7 +163,7 @@ def _openness(opening: float) -> float:
 
 def texture_quality(texture: MouthTexture, opening: float) -> float:
     """How good a reference a mouth is, about 0..1: well open, teeth and the dark behind them to be seen,
-    sharp. Below that, down to -0.5, where lips lie in what the tracker took for the opening."""
+    sharp."""
     mask = np.zeros(texture.y.shape, np.uint8)
     outline = np.concatenate([texture.opening.upper, texture.opening.lower[-2:0:-1]])
     pixels = texture.plane.to_pixels(outline) - np.array(texture.corner, np.float32)
@@ -179,8 +173,6 @@ def texture_quality(texture: MouthTexture, opening: float) -> float:
         return 0.0
     skin = max(24.0, float(texture.light[0]) - 16)
     relative = (texture.y.astype(np.float32) - 16) / skin
-    red = np.repeat(np.repeat(texture.uv[..., 1], 2, axis=0), 2, axis=1) > texture.light[2] + _REDDER
-    flesh = float((red & (relative > _LIGHTER))[inside].mean())
     teeth = float((relative[inside] > 0.7).mean())
     dark = float((relative[inside] < 0.45).mean())
     detail = float(np.abs(cv2.Laplacian(texture.y, cv2.CV_32F))[inside].mean()) / skin
@@ -191,5 +183,4 @@ def texture_quality(texture: MouthTexture, opening: float) -> float:
         + 0.15 * min(1.0, dark / 0.25)
         + 0.15 * min(1.0, detail / 0.12)
         + 0.2 * texture.depth
-        - 0.5 * float(np.clip((flesh - _FLESH[0]) / (_FLESH[1] - _FLESH[0]), 0, 1))
     )

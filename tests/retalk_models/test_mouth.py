@@ -112,24 +112,6 @@ def test_open_mouths_with_depth_are_better_references() -> None:
     assert texture_quality(reference(0.14), 0.14) > texture_quality(reference(0.05), 0.05)
 
 
-def test_lips_that_the_tracker_took_for_an_opening_are_no_reference() -> None:
-    """Bug: bright lips counted as teeth, and every open mouth was filled with a picture of the lower lip."""
-    from retalk_models.face.geometry import ObservedFace
-
-    picture, face = mouth_picture(0.14)
-    left, right = int(face[78, 0]), int(face[308, 0])
-    top, bottom = int(face[13, 1]), int(face[14, 1])
-    # A dark gap under the upper lip, and below it the lower lip: as bright as skin, and redder.
-    lip = int(top + 0.4 * (bottom - top))
-    picture.y[top:lip, left:right] = 30
-    picture.y[lip : bottom + 1, left:right] = 145
-    picture.v[lip // 2 : bottom // 2 + 1, left // 2 : right // 2] = int(LIGHT[2]) + 12
-    references = MouthReferences()
-    for _ in range(3):
-        references.observe(picture, ObservedFace(face, AT, template(), 0.14), PLANE, LIGHT, 0.04)
-    assert references.count == 0
-
-
 def test_without_a_reference_the_mouth_is_drawn_and_the_change_to_a_real_one_crosses_over() -> None:
     from retalk_models.face.geometry import ObservedFace
 
