@@ -14,7 +14,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from retalk_models.engine import ClosingEngine, Engine, adapted
+from retalk_models.engine import ClosingEngine, Engine, LanedEngine, adapted
 from retalk_models.picture import Picture
 from server.bench import SAMPLE_SPEECH
 from server.hosted import SessionPlan
@@ -55,6 +55,7 @@ class Streams:
         self.admission = Admission(
             demand or Demand(0.0, 0.0),
             devices=threads,
+            apart=isinstance(engine, LanedEngine),
             device_loads=self._runner.load,
             cpu_s=partial(processor_s, engine),
         )

@@ -51,6 +51,8 @@ class Admission:
     A session counts as what was measured at start until its frames have flowed for ten seconds; from then on
     what is in use counts, and what all running ones take on average corrects the estimate of the next one.
     The first session is always admitted: where even that is too much, its ladder answers for it.
+    apart: a session keeps to one of the devices for life, so what is left of several makes no place together;
+    one that takes more than UTILISATION of a device may have it to itself.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Admission:
         demand: Demand,
         *,
         devices: int,
+        apart: bool = False,
         cores: int | None = None,
         device_loads: Callable[[], Mapping[int, float]],
         cpu_s: Callable[[], float] = time.process_time,
@@ -65,6 +68,7 @@ class Admission:
     ) -> None:
         self._start = demand
         self._devices = devices
+        self._apart = apart
         self._cores = cores or len(os.sched_getaffinity(0))
         self._device_loads = device_loads
         self._cpu_s = cpu_s
@@ -106,6 +110,8 @@ class Admission:
             _fits(UTILISATION * self._devices - device, expected.device),
             _fits(UTILISATION * self._cores - cores, expected.cores),
         )
+        if self._apart:
+            fits = min(fits, max(0, self._devices * max(1, _fits(UTILISATION, expected.device)) - count))
         free = max(fits, 0 if count else 1)
         return Room(device / self._devices, cores / self._cores, free)
 

@@ -52,6 +52,27 @@ def test_places_are_counted_before_anyone_runs(demand: Demand, places: int) -> N
     assert machine.free == 0
 
 
+@pytest.mark.parametrize(
+    ("devices", "each", "places"),
+    [
+        (8, 0.5, 8),  # 5.6 of eight would hold eleven, of which three pairs would need a whole device each
+        (8, 0.3, 16),
+        (8, 0.75, 7),  # 0.7 of all eight
+        (1, 3.0, 1),
+    ],
+)
+def test_what_is_left_of_two_devices_is_no_place_for_a_session_that_keeps_to_one(
+    devices: int, each: float, places: int
+) -> None:
+    admission = Admission(
+        Demand(each, 0.01), devices=devices, apart=True, cores=64, device_loads=dict, cpu_s=lambda: 0.0
+    )
+    for left in range(places, 0, -1):
+        assert admission.room().free == left
+        admission.join(object())
+    assert admission.room().free == 0
+
+
 def test_a_session_gives_its_place_back() -> None:
     machine = Machine(Demand(0.6, 0.6))
     machine.admission.join("a")
