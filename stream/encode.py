@@ -29,6 +29,9 @@ _QUEUE_VIDEO = 30
 _QUEUE_AUDIO = 50
 _WAITING = 3
 _KEYFRAME_EVERY_US = 1_000_000
+_GROUP_US = 2_000_000
+"""No group of pictures lasts longer: an encoder counts pictures, and a camera may give few a second."""
+
 _LEAST_BPS = 150_000
 _STEADY = 0.05
 _SHARP_FALL = 0.15
@@ -295,8 +298,9 @@ class EncodedHub:
 
     def _plan(self, codec: Codec, lane: _Lane) -> tuple[bool, int | None]:
         """Whether the next frame is to be a key frame, and at what bit rate it goes."""
-        spaced = self._clock.now_us() - lane.keyframe_us >= _KEYFRAME_EVERY_US
-        keyframe = lane.keyframe_wanted and spaced
+        since_us = self._clock.now_us() - lane.keyframe_us
+        spaced = since_us >= _KEYFRAME_EVERY_US
+        keyframe = (lane.keyframe_wanted and spaced) or since_us >= _GROUP_US
         wishes = [s.bit_rate for s in self._subscriptions if s.codec == codec and s.bit_rate]
         wish = min(max(min(wishes), _LEAST_BPS), MOST_BPS) if wishes else None
         if lane.worth(wish, keyframe, spaced):

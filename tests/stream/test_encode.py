@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any, cast
 
 import av
@@ -117,6 +118,24 @@ async def test_h264_is_constrained_baseline_in_annex_b_with_bt601_colours() -> N
     assert data[sps + 1] & 0x40, "constraint_set1 makes baseline constrained"
     frame = decode("H264", packets)[0]
     assert (frame.colorspace, frame.color_range) == (6, 1)
+
+
+@pytest.mark.parametrize("codec", ["H264", "VP8"])
+@pytest.mark.parametrize("fps", [8, 15, 25, 60])
+async def test_a_slow_camera_makes_no_long_group_of_pictures(codec: Codec, fps: int) -> None:
+    """Fifty pictures are two seconds at 25 a second only; at 15 they were 3.3."""
+    async with hub() as bench:
+        viewer = bench.hub.subscribe(codec)
+        packets: list[EncodedVideo] = []
+        for index in range(7 * fps):
+            bench.hub.video(dubbed(index, picture(index % 10)))
+            await bench.clock.sleep_until(bench.clock.now_us() + 1_000_000 // fps)
+            if index % 20 == 19:
+                packets += await fetched(viewer)
+    keyframes = [k for k, packet in enumerate(packets) if packet.keyframe]
+    groups = [after - before for before, after in pairwise(keyframes)]
+    assert len(groups) >= 2
+    assert max(groups) <= 2 * fps + 1
 
 
 async def test_all_viewers_get_the_same_bytes_from_one_encoder() -> None:
