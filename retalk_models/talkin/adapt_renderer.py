@@ -47,6 +47,7 @@ def adaptation_recipe(steps: int, seed: int) -> Recipe:
         steps=steps,
         rate=4e-4,
         average=0.98,
+        adversary=0.0,
         held_out=(_HELD_BACK_NAME,),
     )
 

@@ -29,11 +29,18 @@ from retalk_models.picture import F32, Picture
 from retalk_models.talkin.basis import WEIGHTS_FILE as BASIS_FILE
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.choice import AHEAD
-from retalk_models.talkin.enhance import RENDERER_FILE, Enhancement, NetRenderer, Renderer
+from retalk_models.talkin.enhance import (
+    RENDERER_FILE,
+    Enhancement,
+    NetRenderer,
+    Renderer,
+    hold_to_one_thread,
+)
 from retalk_models.talkin.net import LOOK_AHEAD, Expression, SpeechToExpression
 from retalk_models.talkin.net import WEIGHTS_FILE as NET_FILE
 from retalk_models.talkin.references import MouthReferences
 from retalk_models.talkin.render import Drawing, draw, teeth_plane
+from retalk_models.talkin.stage_cost import milliseconds
 from retalk_models.talkin.target import TargetGeometry
 
 logger = logging.getLogger(__name__)
@@ -41,8 +48,9 @@ logger = logging.getLogger(__name__)
 _VISIBLE = 0.004
 """A dub weaker than this cannot be seen, so the frame is left alone."""
 
-_LIVE_MS = 4.0
-"""What the rendering net may take for a frame where frames come live: a tenth of their time."""
+_LIVE_MS = 10.0
+"""What the whole enhancement of a frame may take where frames come live: a quarter of their time. All else
+takes less than half of it, and what a busy machine lacks the ladder takes from here first."""
 
 _STAGES = ("track", "expression", "render", "composite", "enhance")
 
@@ -108,8 +116,11 @@ class TalkinEngine:
         hashes = {name: sha256(folder.joinpath(name).read_bytes()).hexdigest() for name in names}
         if rendered is False:
             return cls(speech, basis, hashes)
+        if place == "cpu":
+            hold_to_one_thread()
         net = NetRenderer(place, renderer)
-        return cls(speech, basis, hashes, net, place, rendered is True or net.milliseconds() <= _LIVE_MS)
+        live = rendered is True or milliseconds(net, basis) <= _LIVE_MS
+        return cls(speech, basis, hashes, net, place, live)
 
     @property
     def name(self) -> str:

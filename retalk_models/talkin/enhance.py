@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Protocol
 
 import cv2
@@ -18,7 +17,6 @@ from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, ObservedFace
 from retalk_models.face.warp import WarpField
 from retalk_models.picture import F32, U8, Box, Picture
 from retalk_models.talkin.mouth_crop import (
-    CHANNELS,
     SIDE,
     MouthCrop,
     crop_of,
@@ -57,46 +55,38 @@ class Renderer(Protocol):
 
     def __call__(self, values: F32) -> tuple[F32, F32]:
         """(n, SIDE, SIDE, CHANNELS) to the second warp's share (n, SIDE, SIDE), 0..1, of the two warps, and
-        what to add to their mix (n, SIDE, SIDE, 3), levels of Y, U, V."""
+        what to add to their mix (n, 3, SIDE, SIDE), levels of Y, U, V."""
         ...
 
 
+def hold_to_one_thread() -> None:
+    """For a process that starts an engine on the processor: torch's own threads are not used from here on.
+
+    The net's layers are too small to share out: a second thread makes them slower, and takes a core from
+    another session.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
 class NetRenderer:
-    """The net on a device."""
+    """The net on a device; see hold_to_one_thread for the processor."""
 
     def __init__(self, device: str = "cpu", weights: Path | None = None) -> None:
         import torch
 
-        from retalk_models.talkin.rendernet import load_net, placed
+        from retalk_models.talkin.rendernet import fused, load_net
 
         self._torch = torch
         self._device = device
-        self._net = placed(load_net(weights), device)
-        if device == "cpu":
-            # The net's layers are too small to share out: a second thread makes them slower.
-            torch.set_num_threads(1)
-
-    def milliseconds(self) -> float:
-        """What a frame takes here, at best of a few."""
-        value = np.zeros((1, SIDE, SIDE, CHANNELS), np.float32)
-        taken = []
-        for _ in range(6):
-            began_s = perf_counter()
-            self(value)
-            taken.append(perf_counter() - began_s)
-        return 1000 * min(taken)
+        self._net = fused(load_net(weights), device)
 
     def __call__(self, values: F32) -> tuple[F32, F32]:
         torch = self._torch
         with torch.inference_mode():
-            # Samples side by side in memory: the layout that the net's convolutions like, for nothing.
-            value = torch.from_numpy(values).to(self._device).permute(0, 3, 1, 2)
-            gates, synthesis = self._net(value)
-            first, second = value[:, 3:6], value[:, 6:9]
-            share = gates[:, 1:2] / (gates[:, :1] + gates[:, 1:2] + 1e-3)
-            change = gates[:, 2:] * (synthesis - (first + share * (second - first)))
-            both = torch.cat([share, 127.5 * change], 1).permute(0, 2, 3, 1).cpu().numpy()
-        return np.ascontiguousarray(both[..., 0]), np.ascontiguousarray(both[..., 1:])
+            said = self._net(torch.from_numpy(values).to(self._device)).cpu().numpy()
+        return said[:, 0], said[:, 1:]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,22 +190,20 @@ def _outside(drawn: U8, opening: float) -> F32:
 
 def _field_reach(field: WarpField, crop: MouthCrop) -> F32:
     """(SIDE, SIDE) the warp's own reach where the crop's samples lie."""
-    columns, rows = np.meshgrid(np.arange(SIDE, dtype=np.float32), np.arange(SIDE, dtype=np.float32))
-    places = crop.to_frame(np.stack([columns, rows], axis=-1))
-    step = np.array(field.step, np.float32)
-    nodes = (places - (field.box.left - 0.5, field.box.top - 0.5)) / step - 0.5
-    seen = cv2.remap(
-        field.reach, nodes.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
-    )
-    return np.asarray(seen, np.float32)
+    matrix = crop.matrix.copy()
+    matrix[:, 2] -= (field.box.left - 0.5, field.box.top - 0.5)
+    matrix /= np.array(field.step, np.float32)[:, None]
+    matrix[:, 2] -= 0.5
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(field.reach, matrix, (SIDE, SIDE), flags=flags), np.float32)
 
 
 def _touched(reach: F32, crop: MouthCrop, within: Box) -> Box | None:
     """The even-aligned part of the frame, inside another, that the reach covers."""
-    rows, columns = np.flatnonzero(reach.any(axis=1)), np.flatnonzero(reach.any(axis=0))
-    if not len(rows):
+    column, row, columns, rows = cv2.boundingRect(cv2.compare(reach, 0, cv2.CMP_GT))
+    if not columns:
         return None
-    low, high = (columns[0] - 1, rows[0] - 1), (columns[-1] + 1, rows[-1] + 1)
+    low, high = (column - 1, row - 1), (column + columns, row + rows)
     ends = crop.to_frame(np.array([low, (high[0], low[1]), (low[0], high[1]), high], np.float32))
     left, top = (int(v) & ~1 for v in np.floor(ends.min(axis=0)))
     right, bottom = (int(v) + 2 & ~1 for v in np.ceil(ends.max(axis=0)))
@@ -238,39 +226,53 @@ def _lay(
     box = _touched(reach, crop, within)
     if box is None:
         return
-    change = answer.change * reach[..., None]
-    share = answer.share * reach
+    change = answer.change * reach
     luma = crop.matrix.copy()
     luma[:, 2] -= (box.left, box.top)
     chroma = halved(luma)
-    planes = ((0, dubbed.y, luma, 1), (1, dubbed.u, chroma, 2), (2, dubbed.v, chroma, 2))
-    for channel, plane, matrix, step in planes:
-        rows, columns = slice(box.top // step, box.bottom // step), slice(box.left // step, box.right // step)
-        base = plane[rows, columns]
-        size = (base.shape[1], base.shape[0])
-        added = _enlarged(change[..., channel], matrix, size)
-        if view is not None and places is not None:
-            held = (view.picture.y, view.picture.u, view.picture.v)[channel]
-            seen = _native(
-                held, view.crop.matrix if step == 1 else halved(view.crop.matrix), places, matrix, size
-            )
-            weight = _enlarged(share, matrix, size)
-            added += weight * (seen.astype(np.float32) + tone[channel] - base)
-        np.rint(added, out=added)
-        base[...] = cv2.add(base, added, dtype=cv2.CV_8U)
+    base_y = dubbed.y[box.top : box.bottom, box.left : box.right]
+    half = (slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2))
+    base_u, base_v = dubbed.u[half], dubbed.v[half]
+    if view is None or places is None:
+        for one, base, matrix in zip(change, (base_y, base_u, base_v), (luma, chroma, chroma), strict=True):
+            _add(base, _enlarged(one, matrix, base))
+        return
+    # Enlarged together: what is added, the second warp's share, and where in the view it lies.
+    share = answer.share * reach
+    fine = _enlarged(_joined(change[0], share, places, view.crop.matrix), luma, base_y)
+    added, weight, x, y = cv2.split(fine)
+    _mix(base_y, added, weight, _seen(view.picture.y, x, y), tone[0])
+    fine = _enlarged(_joined(change[1], share, places, halved(view.crop.matrix)), chroma, base_u)
+    added, weight, x, y = cv2.split(fine)
+    _mix(base_u, added, weight, _seen(view.picture.u, x, y), tone[1])
+    _mix(base_v, _enlarged(change[2], chroma, base_v), weight, _seen(view.picture.v, x, y), tone[2])
 
 
-def _enlarged(values: F32, matrix: F32, size: tuple[int, int]) -> F32:
-    """Crop values (SIDE, SIDE) on a part of a plane, 0 beyond the crop; matrix: from crop to part."""
+def _joined(change: F32, share: F32, places: F32, into: F32) -> F32:
+    """(SIDE, SIDE, 4) change, share, and x and y of places, taken into a view's plane by a matrix (2, 3)."""
+    return np.asarray(cv2.merge([change, share, *cv2.split(cv2.transform(places, into))]), np.float32)
+
+
+def _enlarged(values: F32, matrix: F32, base: U8) -> F32:
+    """Crop values (SIDE, SIDE, ...) on a part of a plane, 0 beyond the crop; matrix: from crop to part."""
+    size = (base.shape[1], base.shape[0])
     out = cv2.warpAffine(values, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     return np.asarray(out, np.float32)
 
 
-def _native(held: U8, into_held: F32, places: F32, matrix: F32, size: tuple[int, int]) -> U8:
-    """A view's plane moved onto the target, on a part of the frame's plane."""
-    there = places @ into_held[:, :2].T + into_held[:, 2]
-    whole = cv2.warpAffine(
-        np.asarray(there, np.float32), matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    seen = cv2.remap(held, whole, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+def _seen(plane: U8, x: F32, y: F32) -> U8:
+    seen = cv2.remap(plane, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(seen, np.uint8)
+
+
+def _mix(base: U8, added: F32, weight: F32, seen: U8, tone: np.float32) -> None:
+    """Take a share of what is seen, which is `tone` too dark, and add, in place."""
+    away = np.asarray(cv2.subtract(seen, base, dtype=cv2.CV_32F), np.float32)
+    away += tone
+    away *= weight
+    away += added
+    _add(base, away)
+
+
+def _add(base: U8, added: F32) -> None:
+    base[...] = cv2.add(base, added, dtype=cv2.CV_8U)

@@ -36,7 +36,7 @@ from retalk_models.talkin.mouth_crop import (
 )
 from retalk_models.talkin.references import texture_quality
 from retalk_models.talkin.render import face_width
-from retalk_models.talkin.views import SHUT_BELOW
+from retalk_models.talkin.views import kind_of, pose_distance, served_by
 
 _NEAREST, _FARTHEST = 2, 10
 _APART = 10
@@ -46,6 +46,9 @@ _TRIES = 5000
 """Times that a pair is looked for; in a clip with a face in every frame nine of ten are found at once."""
 
 _TEXTURES = 6
+_VIEWS = 4
+"""Frames of which the nearest in pose becomes the second view, as a session chooses among what it keeps."""
+
 _LARGE_MOUTH, _LARGE_WEIGHT = 60.0, 3.0
 _FLESH = (0.14, 0.26)
 """As target.py draws lips in: a share of their thickness, for shut and for open lips."""
@@ -83,11 +86,10 @@ class ClipSampler:
 
     def __init__(self, clip: CropClip) -> None:
         self.clip = clip
-        # The middle half of the lips' own range is neither shut nor open enough to stand for either.
         self._place = {int(number): index for index, number in enumerate(clip.numbers)}
         self._depth = float(clip.neutral[[13, 14], 2].mean()) + TEETH_DEPTH
         self._textures = self._good_textures()
-        self._shut = np.flatnonzero(clip.openings < SHUT_BELOW)
+        self._kinds = [kind_of(float(opening)) for opening in clip.openings]
         self._open = np.flatnonzero(clip.openings >= max(0.04, float(np.quantile(clip.openings, 0.6))))
 
     def _plane(self, index: int) -> TeethPlane:
@@ -131,18 +133,23 @@ class ClipSampler:
             return None
         usable = [i for i, (at, _) in enumerate(self._textures) if abs(at - number) > _APART]
         texture = int(rng.choice(usable)) if usable and rng.random() > 0.12 else -1
-        pool = self._shut if clip.openings[index] < SHUT_BELOW else self._open
-        pool = pool[np.abs(clip.numbers[pool] - number) > _APART]
-        pool = (
-            pool[np.abs([clip.poses[i].yaw - clip.poses[index].yaw for i in pool]) < 0.3]
-            if len(pool)
-            else pool
-        )
-        second = int(rng.choice(pool)) if len(pool) and rng.random() > 0.15 else -1
+        second = self._view(index, rng) if rng.random() > 0.12 else -1
         shift = rng.normal(0, 1.5, 2) * (jitter > 0)
         grown = float(np.exp(rng.normal(0, 0.03) * (jitter > 0)))
         choice = _Choice(away, texture, second, (float(shift[0]), float(shift[1])), grown, jitter)
         return self._sample(number, choice, rng), self._sample(number + 1, choice, rng)
+
+    def _view(self, index: int, rng: np.random.Generator) -> int:
+        """The frame whose picture the second warp is made of; -1 where there is none."""
+        clip = self.clip
+        pose, far = clip.poses[index], np.abs(clip.numbers - clip.numbers[index]) > _APART
+        for kind in served_by(float(clip.openings[index])):
+            pool = [i for i in np.flatnonzero(far) if self._kinds[i] is kind]
+            pool = [i for i in pool if abs(clip.poses[i].yaw - pose.yaw) < 0.3]
+            if pool:
+                some = rng.choice(pool, min(_VIEWS, len(pool)), replace=False)
+                return int(min(some, key=lambda i: pose_distance(clip.poses[i], pose)))
+        return -1
 
     def _sample(self, number: int, choice: _Choice, rng: np.random.Generator) -> Sample:
         clip = self.clip

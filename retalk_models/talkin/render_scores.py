@@ -25,7 +25,7 @@ class Scores:
     """Means over samples, of what the net draws and of the first warp alone.
 
     PSNR in dB, on luma, on the lips and on all that is drawn; SSIM on luma; sharpness and flicker over
-    the truth's.
+    the truth's. inside: sharpness and PSNR between lips that are wide apart; 0 where none are.
     """
 
     lips_psnr: float
@@ -38,6 +38,17 @@ class Scores:
     sharpness_warp: float
     flicker: float
     flicker_warp: float
+    inside_sharpness: float
+    inside_sharpness_warp: float
+    inside_psnr: float
+    inside_psnr_warp: float
+
+
+_MEASURES = 7
+"""How many of them there are, of which the last two are of wide mouths only."""
+
+_WIDE = 150
+"""Crop samples between the lips from which a mouth counts as wide."""
 
 
 def _psnr(fault: Tensor, mask: Tensor) -> Tensor:
@@ -74,6 +85,7 @@ def evaluate(net: RenderNet, pairs: Sequence[tuple[Sample, Sample]], device: str
         raise ValueError("there are no pairs of frames to score by")
     net.eval()
     rows: list[list[Tensor]] = []
+    wide: list[Tensor] = []
     for start in range(0, len(pairs), 8):
         some = [one for pair in pairs[start : start + 8] for one in pair]
         raw = stacked(some)
@@ -84,6 +96,8 @@ def evaluate(net: RenderNet, pairs: Sequence[tuple[Sample, Sample]], device: str
         truth, reach = batch["context"], batch["reach"]
         lips = batch["lips"] * (reach > 0.5)
         row = []
+        inside = (batch["drawn"][:, 1:2] > 0.9).float()
+        wide.append(inside.sum((1, 2, 3)) >= _WIDE)
         for measured in (out, batch["first"]):
             shown = truth + reach * (measured - truth)
             fault = shown - truth
@@ -92,8 +106,16 @@ def evaluate(net: RenderNet, pairs: Sequence[tuple[Sample, Sample]], device: str
             true_motion = ((truth[1::2] - truth[::2])[:, :1].abs() * lips[::2]).sum((1, 2, 3)) + 1e-3
             motion = ((shown[1::2] - shown[::2])[:, :1].abs() * lips[::2]).sum((1, 2, 3))
             row.append((motion / true_motion).repeat_interleave(2))
+            row.append(_detail(shown, inside) / _detail(truth, inside).clamp_min(1e-3))
+            row.append(_psnr(fault, inside))
         rows.append(row)
     net.train()
-    columns = [float(torch.cat(column).mean()) for column in zip(*rows, strict=True)]
-    own, warp = columns[:5], columns[5:]
+    chosen = torch.cat(wide)
+    columns = []
+    for place, column in enumerate(zip(*rows, strict=True)):
+        values = torch.cat(column)
+        if place % _MEASURES >= _MEASURES - 2:
+            values = values[chosen] if chosen.any() else torch.zeros(1)
+        columns.append(float(values.mean()))
+    own, warp = columns[:_MEASURES], columns[_MEASURES:]
     return Scores(*(value for both in zip(own, warp, strict=True) for value in both))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retalk_models.talkin.adversary import deceived, judged, patches, seeded
 from retalk_models.talkin.crop_corpus import CropClip
 from retalk_models.talkin.enhance import RENDERER_FILE
 from retalk_models.talkin.render_samples import Sample, SampleSource, inputs, stacked, varied
@@ -35,12 +36,12 @@ class Recipe:
     """Everything that decides the result, besides the clips."""
 
     seed: int = 0
-    steps: int = 2400
+    steps: int = 3600
     pairs: int = 4
     """Pairs of consecutive frames in a batch."""
     fresh: int = 1
     """Pairs drawn anew per step."""
-    rate: float = 2e-3
+    rate: float = 8e-4
     decay: float = 0.01
     mouth: float = 4.0
     """How much more the lips count than the rest of what is drawn."""
@@ -48,6 +49,17 @@ class Recipe:
     bands: float = 1.0
     steadiness: float = 0.5
     choosing: float = 0.01
+    inside: float = 0.6
+    """How much less the truth counts between the lips, where it cannot be known, than on them."""
+    own: float = 0.02
+    """The price of drawing between the lips what neither warp shows."""
+    texture: float = 1.0
+    """How much it counts that there is as much detail between the lips as in truth."""
+    adversary: float = 0.25
+    """The adversary's pull over that of all else; 0: there is none."""
+    adversary_from: float = 0.55
+    """The share of the steps after which it learns; it pulls from a twentieth later on."""
+    adversary_rate: float = 4e-4
     average: float = 0.995
     held_out: tuple[str, ...] = HELD_OUT
 
@@ -59,7 +71,8 @@ def _mean(value: Tensor, weight: Tensor) -> Tensor:
 def objective(value: Tensor, gates: Tensor, out: Tensor, batch: dict[str, Tensor], recipe: Recipe) -> Tensor:
     """The loss of a batch of pairs: distance, edges, bands, motion within a pair, and choice."""
     truth, reach = batch["truth"], batch["reach"]
-    weight = reach * (1 + (recipe.mouth - 1) * batch["lips"])
+    inside = _inside(batch)
+    weight = reach * (1 + (recipe.mouth - 1) * batch["lips"]) * (1 - (1 - recipe.inside) * inside)
     fault = out - truth
     loss = _mean(fault.abs(), weight)
     across, down = fault[..., :, 1:] - fault[..., :, :-1], fault[..., 1:, :] - fault[..., :-1, :]
@@ -78,7 +91,22 @@ def objective(value: Tensor, gates: Tensor, out: Tensor, batch: dict[str, Tensor
     both = gates[:, :1] + gates[:, 1:2] + 1e-4
     share = gates[:, :1] / both
     undecided = share * (1 - share) * both * (value[:, 3:6] - value[:, 6:9]).abs().mean(1, keepdim=True)
-    return loss + _mean(recipe.choosing * 10 * undecided + recipe.choosing * gates[:, 2:], reach)
+    loss = loss + _mean(recipe.choosing * 10 * undecided + recipe.choosing * gates[:, 2:], reach)
+    loss = loss + recipe.own * _mean(gates[:, 2:], reach * inside)
+    # A mean of all mouths that could be there is a fog: it has less detail than any of them.
+    return loss + recipe.texture * _mean((_detail(out) - _detail(truth)).abs(), reach * inside)
+
+
+def _inside(batch: dict[str, Tensor]) -> Tensor:
+    """(n, 1, SIDE, SIDE) 0..1, what lies between the lips."""
+    return (batch["drawn"][:, 1:2] + 1) / 2
+
+
+def _detail(picture: Tensor) -> Tensor:
+    """(n, 1, SIDE, SIDE) how much detail the luma has round each sample."""
+    luma = picture[:, :1]
+    fine = luma - functional.avg_pool2d(luma, 3, 1, 1)
+    return functional.avg_pool2d(fine.abs(), 7, 1, 3)
 
 
 def _key(recipe: Recipe, clips: Sequence[CropClip]) -> str:
@@ -120,6 +148,10 @@ class Trainer:
         self.net = placed(start or RenderNet(), device).train()
         self.average = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
         self.optimizer = torch.optim.AdamW(self.net.parameters(), recipe.rate, weight_decay=recipe.decay)
+        self.adversary = seeded(recipe.seed + 1, device)
+        self._adversary_optimizer = torch.optim.Adam(
+            self.adversary.parameters(), recipe.adversary_rate, betas=(0.5, 0.9)
+        )
         self.step = 0
         self.losses: list[float] = []
         self.scores: list[tuple[int, Scores]] = []
@@ -176,7 +208,9 @@ class Trainer:
             f"  held out: lips {scores.lips_psnr:.2f} dB (warp {scores.lips_psnr_warp:.2f}), "
             f"all {scores.reach_psnr:.2f} ({scores.reach_psnr_warp:.2f}), ssim {scores.ssim:.3f} "
             f"({scores.ssim_warp:.3f}), sharpness {scores.sharpness:.2f} ({scores.sharpness_warp:.2f}), "
-            f"flicker {scores.flicker:.2f} ({scores.flicker_warp:.2f})",
+            f"flicker {scores.flicker:.2f} ({scores.flicker_warp:.2f}), "
+            f"inside {scores.inside_psnr:.2f} dB ({scores.inside_psnr_warp:.2f}), "
+            f"sharpness {scores.inside_sharpness:.2f} ({scores.inside_sharpness_warp:.2f})",
             flush=True,
         )
 
@@ -190,7 +224,11 @@ class Trainer:
         batch = tensors(raw, self.device)
         value = torch.from_numpy(inputs(raw)).to(self.device, memory_format=torch.channels_last)
         gates, synthesis = self.net(value)
-        loss = objective(value, gates, compose(value, gates, synthesis), batch, recipe)
+        out = compose(value, gates, synthesis)
+        loss = objective(value, gates, out, batch, recipe)
+        told = float(loss.detach())
+        if recipe.adversary and share >= recipe.adversary_from:
+            loss = loss + self._contested(loss, out, batch, share)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
@@ -198,7 +236,28 @@ class Trainer:
         keep = min(recipe.average, (self.step + 1) / (self.step + 10))
         for name, now in self.net.state_dict().items():
             self.average[name].lerp_(now.detach(), 1 - keep)
-        return float(loss.detach())
+        return told
+
+    def _contested(self, loss: Tensor, out: Tensor, batch: dict[str, Tensor], share: float) -> Tensor:
+        """Let the adversary learn from what was drawn; its pull on the net."""
+        recipe, truth, drawn = self.recipe, batch["truth"], batch["drawn"]
+        # Outside the lips it sees the truth, and judges nothing.
+        made = truth + batch["lips"] * batch["reach"] * (out - truth)
+        weight = patches(_inside(batch) + 0.1 * batch["lips"])
+        own = judged(self.adversary, truth, made, drawn, weight)
+        self._adversary_optimizer.zero_grad(set_to_none=True)
+        own.backward()  # type: ignore[no-untyped-call]
+        self._adversary_optimizer.step()
+        if share < recipe.adversary_from + 0.05:
+            return loss.new_zeros(())
+        self.adversary.requires_grad_(False)
+        pull = deceived(self.adversary, made, drawn, weight)
+        (ours,) = torch.autograd.grad(loss, out, retain_graph=True)
+        (its,) = torch.autograd.grad(pull, out, retain_graph=True)
+        self.adversary.requires_grad_(True)
+        scale = (recipe.adversary * ours.norm() / its.norm().clamp_min(1e-6)).clamp_max(10.0)
+        pulled: Tensor = pull * scale.detach()
+        return pulled
 
     @property
     def _checkpoint(self) -> Path:
@@ -212,6 +271,8 @@ class Trainer:
                 "net": self.net.state_dict(),
                 "average": self.average,
                 "optimizer": self.optimizer.state_dict(),
+                "adversary": self.adversary.state_dict(),
+                "adversary_optimizer": self._adversary_optimizer.state_dict(),
                 "step": self.step,
                 "losses": self.losses,
                 "scores": [(step, asdict(one)) for step, one in self.scores],
@@ -233,6 +294,8 @@ class Trainer:
         self.net.load_state_dict(kept["net"])
         self.average = kept["average"]
         self.optimizer.load_state_dict(kept["optimizer"])
+        self.adversary.load_state_dict(kept["adversary"])
+        self._adversary_optimizer.load_state_dict(kept["adversary_optimizer"])
         self.step, self.losses = kept["step"], kept["losses"]
         self.scores = [(step, Scores(**one)) for step, one in kept["scores"]]
         print(f"going on from step {self.step}", flush=True)

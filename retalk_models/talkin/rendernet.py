@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch.nn import functional
 from retalk_models.talkin.enhance import RENDERER_FILE
 from retalk_models.talkin.mouth_crop import CHANNELS, SIDE
 
-WIDTHS = (24, 48, 80, 96)
+WIDTHS = (16, 32, 80, 128)
 """Channels at a half, a quarter, an eighth and a sixteenth of the crop's side."""
 
 _FIRST_GATE = 2.0
@@ -29,6 +31,8 @@ class _Block(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(taken, given, 3, stride, 1)
         self.second = nn.Conv2d(given, given, 3, 1, 1)
+        # Ways past that start as nothing: levels that add up would else grow until no gate can learn.
+        nn.init.zeros_(self.second.weight)
 
     def forward(self, value: Tensor) -> Tensor:
         value = functional.relu(self.first(value), inplace=True)
@@ -44,12 +48,12 @@ class RenderNet(nn.Module):
     def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
         self.widths = widths
-        self.squeeze = nn.PixelUnshuffle(2)
-        self.down = nn.ModuleList([_Block(4 * CHANNELS, widths[0])])
-        self.down.extend(_Block(taken, given, 2) for taken, given in pairwise(widths))
+        self.stem = nn.Conv2d(CHANNELS, widths[0], 4, 2, 1)
+        self.fine = nn.Conv2d(widths[0], widths[0], 3, 1, 1)
+        self.down = nn.ModuleList(_Block(taken, given, 2) for taken, given in pairwise(widths))
         levels = list(range(len(widths) - 1, 0, -1))
         self.narrow = nn.ModuleList(nn.Conv2d(widths[level], widths[level - 1], 1) for level in levels)
-        self.up = nn.ModuleList(_Block(2 * widths[level - 1], widths[level - 1]) for level in levels)
+        self.up = nn.ModuleList(_Block(widths[level - 1], widths[level - 1]) for level in levels)
         self.head = nn.Conv2d(widths[0], 24, 3, 1, 1)
         self.spread = nn.PixelShuffle(2)
         nn.init.zeros_(self.head.weight)
@@ -59,16 +63,15 @@ class RenderNet(nn.Module):
 
     def forward(self, value: Tensor) -> tuple[Tensor, Tensor]:
         first = value[:, 3:6]
+        level = functional.relu(self.stem(value), inplace=True)
+        level = functional.relu(level + self.fine(level), inplace=True)
         kept = []
-        level = self.squeeze(value)
         for block in self.down:
-            level = block(level)
             kept.append(level)
-        kept.pop()
+            level = block(level)
         for narrow, up in zip(self.narrow, self.up, strict=True):
-            beside = kept.pop()
-            level = functional.interpolate(narrow(level), scale_factor=2.0, mode="nearest")
-            level = up(torch.cat([level, beside], 1))
+            # Added, not joined: half the work of the block that follows.
+            level = up(functional.interpolate(narrow(level), scale_factor=2.0, mode="nearest") + kept.pop())
         out = self.spread(self.head(level))
         return torch.softmax(out[:, :3], 1), first + out[:, 3:]
 
@@ -76,6 +79,43 @@ class RenderNet(nn.Module):
 def placed(net: RenderNet, device: str) -> RenderNet:
     """The net on a device, laid out as convolutions are fastest."""
     return net.to(torch.device(device)).to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+
+
+class _Shown(nn.Module):
+    """A net as the engine asks it: (n, SIDE, SIDE, CHANNELS) to (n, 4, SIDE, SIDE).
+
+    It gives the second warp's share of the two warps, and what to add to their mix, levels of Y, U, V.
+    """
+
+    def __init__(self, net: RenderNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, value: Tensor) -> Tensor:
+        # Samples side by side in memory: the layout that convolutions like, for nothing.
+        value = value.permute(0, 3, 1, 2)
+        gates, synthesis = self.net(value)
+        first, second = value[:, 3:6], value[:, 6:9]
+        share = gates[:, 1:2] / (gates[:, :1] + gates[:, 1:2] + 1e-3)
+        change = gates[:, 2:] * (synthesis - (first + share * (second - first)))
+        return torch.cat([share, 127.5 * change], 1).contiguous()
+
+
+def fused(net: RenderNet, device: str) -> Callable[[Tensor], Tensor]:
+    """The net for showing, its layers joined where the device can: a quarter faster than layer by layer.
+
+    Takes and gives what _Shown does.
+    """
+    shown = _Shown(placed(net, device)).eval()
+    value = torch.zeros(1, SIDE, SIDE, CHANNELS, device=device)
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch.compile, which is to take its place, needs a C++ compiler where it runs.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        joined = torch.jit.freeze(torch.jit.trace(shown, value))  # type: ignore[no-untyped-call]
+        # What is left to be made ready is made ready at the first calls.
+        for _ in range(3):
+            joined(value)
+    return joined  # type: ignore[no-any-return]
 
 
 def compose(value: Tensor, gates: Tensor, synthesis: Tensor) -> Tensor:
@@ -120,8 +160,8 @@ def load_net(path: Path | None = None) -> RenderNet:
         data = path.read_bytes()
     try:
         tensors = {name: value.float() for name, value in load(data).items()}
-        widths = tuple(len(tensors[f"down.{level}.first.bias"]) for level in range(len(WIDTHS)))
-        net = RenderNet(widths)
+        deeper = (len(tensors[f"down.{level}.first.bias"]) for level in range(len(WIDTHS) - 1))
+        net = RenderNet((len(tensors["stem.bias"]), *deeper))
         net.load_state_dict(tensors)
     except (KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path or RENDERER_FILE}: these are no weights of the rendering net") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -11,16 +12,55 @@ from retalk_models.picture import F32, U8, Box, Picture
 from retalk_models.pose_cache import PoseCache, Reference
 from retalk_models.talkin.mouth_crop import SIDE, MouthCrop, crop_of, cut_crop
 
+
+class Kind(Enum):
+    """How far a view's lips are apart."""
+
+    SHUT = 0
+    PARTED = 1
+    WIDE = 2
+
+
 SHUT_BELOW = 0.025
 """Aperture (canonical units) under which lips count as shut."""
 
-_OPEN_ABOVE = 0.04
-_TO_SHUT, _TO_OPEN = 0.015, 0.03
+_PARTED_FROM, _WIDE_FROM = 0.04, 0.09
+_SWITCH = {Kind.SHUT: (0.015, 0.03), Kind.WIDE: (0.075, 0.095)}
 """The target's apertures between which the kind of view in use stays what it is."""
+
+_BEST = {Kind.PARTED: (0.065, 0.04), Kind.WIDE: (0.13, 0.1)}
+"""The aperture that serves most targets of a kind, and how far from it a view serves none."""
 
 _MOST_YAW, _MOST_PITCH = 0.6, 0.5
 _OUTGROWN = 0.35
 """From how much better a view it takes the other's place while the kind stays."""
+
+
+_SERVING = {
+    Kind.SHUT: (Kind.SHUT,),
+    Kind.PARTED: (Kind.PARTED, Kind.WIDE),
+    Kind.WIDE: (Kind.WIDE, Kind.PARTED),
+}
+"""The kinds of view that each kind of target can be drawn from, the best first."""
+
+
+def kind_of(opening: float) -> Kind | None:
+    """The kind that a frame with this aperture is a view of; None for lips that only just part."""
+    if opening < SHUT_BELOW:
+        return Kind.SHUT
+    if opening < _PARTED_FROM:
+        return None
+    return Kind.PARTED if opening < _WIDE_FROM else Kind.WIDE
+
+
+def served_by(opening: float) -> tuple[Kind, ...]:
+    """The kinds of view that an aperture can be drawn from, the best first."""
+    return _SERVING[kind_of(opening) or Kind.PARTED]
+
+
+def pose_distance(one: Pose, other: Pose) -> float:
+    """How ill a view in one pose serves a face in the other."""
+    return 0.7 * abs(one.yaw - other.yaw) + 0.5 * abs(one.pitch - other.pitch)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,16 +107,15 @@ class PersonViews:
     """One person's views. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._shut: PoseCache[View] = PoseCache(6)
-        self._open: PoseCache[View] = PoseCache(6)
+        self._kept: dict[Kind, PoseCache[View]] = {kind: PoseCache(6) for kind in Kind}
         self.reset()
 
     def reset(self) -> None:
         """Forget the person."""
-        self._shut.clear()
-        self._open.clear()
+        for cache in self._kept.values():
+            cache.clear()
         self._current: Reference[View] | None = None
-        self._showing_open = False
+        self._kind = self._shown = Kind.SHUT
         self._last: tuple[F32, float] | None = None
 
     def observe(self, picture: Picture, face: ObservedFace, neutral: F32, elapsed_s: float) -> None:
@@ -86,15 +125,17 @@ class PersonViews:
         pose, opening = face.pose, face.opening
         if abs(pose.yaw) > _MOST_YAW or abs(pose.pitch) > _MOST_PITCH:
             return
-        if SHUT_BELOW <= opening < _OPEN_ABOVE:
+        kind = kind_of(opening)
+        if kind is None:
             return
         motion = 0.0
         if last is not None and elapsed_s > 0:
             drift = float(np.linalg.norm(centre - last[0])) / pose.scale / elapsed_s
             motion = max(drift / 1.5, abs(opening - last[1]) / elapsed_s / 2.5)
-        cache = self._shut if opening < SHUT_BELOW else self._open
-        # Halfway open serves most: a wide mouth squeezed shut has too much lip.
-        fitting = 1.0 if opening < SHUT_BELOW else 1.0 - min(1.0, abs(opening - 0.11) / 0.12)
+        cache = self._kept[kind]
+        # The middle of its kind serves most: a wide mouth squeezed shut has too much lip.
+        best, width = _BEST.get(kind, (opening, 1.0))
+        fitting = 1.0 - min(1.0, abs(opening - best) / width)
         quality = 0.4 + 0.4 * fitting - 0.4 * min(1.0, motion)
         if not cache.wants(pose.yaw, pose.pitch, quality):
             return
@@ -104,10 +145,10 @@ class PersonViews:
 
     def choose(self, pose: Pose, opening: float) -> View | None:
         """The view to draw an aperture from; None where there is none of its kind."""
-        showing_open = opening > (_TO_SHUT if self._showing_open else _TO_OPEN)
-        cache = self._open if showing_open else self._shut
-        current = self._current
-        if showing_open != self._showing_open or current is None:
+        self._kind = kind = _switched(self._kind, opening)
+        shown = next((one for one in _SERVING[kind] if len(self._kept[one])), kind)
+        cache, current = self._kept[shown], self._current
+        if shown is not self._shown or current is None:
             current = cache.nearest(pose.yaw, pose.pitch)
         else:
             nearest = cache.nearest(pose.yaw, pose.pitch, current)
@@ -117,5 +158,14 @@ class PersonViews:
                 gain = fit(nearest, pose.yaw, pose.pitch) - fit(current, pose.yaw, pose.pitch)
             if gain > _OUTGROWN:
                 current = nearest
-        self._showing_open, self._current = showing_open, current
+        self._shown, self._current = shown, current
         return current.item if current is not None else None
+
+
+def _switched(kind: Kind, opening: float) -> Kind:
+    """The kind of view for an aperture, where the last frame's was this: it does not swing around an edge."""
+    low, high = _SWITCH[Kind.SHUT]
+    if opening <= (high if kind is Kind.SHUT else low):
+        return Kind.SHUT
+    low, high = _SWITCH[Kind.WIDE]
+    return Kind.WIDE if opening > (low if kind is Kind.WIDE else high) else Kind.PARTED

@@ -29,7 +29,7 @@ from tests.stream.fakes import FakeEngine
 from tests.stream.harness import tone
 from tests.stream.media_files import write_sound, write_video
 
-BEFORE = Scores(26.0, 24.0, 30.0, 28.0, 0.8, 0.77, 1.0, 1.4, 1.0, 1.4)
+BEFORE = Scores(26.0, 24.0, 30.0, 28.0, 0.8, 0.77, 1.0, 1.4, 1.0, 1.4, 1.0, 1.7, 21.0, 18.0)
 
 
 @pytest.fixture

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from time import sleep
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from retalk_models.engine import EngineOptions, EngineOutput, Rung
 from retalk_models.face.geometry import INNER_LIPS, ObservedFace, template
 from retalk_models.face.warp import WarpField, warp_field
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.engine import TalkinEngine
-from retalk_models.talkin.enhance import Enhancement, NetRenderer
+from retalk_models.talkin.enhance import Enhancement, NetRenderer, hold_to_one_thread
 from retalk_models.talkin.mouth_crop import SIDE
+from retalk_models.talkin.stage_cost import milliseconds
 from retalk_models.talkin.target import TargetFace
 from retalk_models.talkin.views import PersonViews, take_view
 from tests.retalk_models import faces
@@ -33,8 +36,8 @@ class ToldRenderer:
 
     def __call__(self, values: F32) -> tuple[F32, F32]:
         self.seen.append(values)
-        change = np.zeros((len(values), SIDE, SIDE, 3), np.float32)
-        change[..., 0] = self.added
+        change = np.zeros((len(values), 3, SIDE, SIDE), np.float32)
+        change[:, 0] = self.added
         return np.full((len(values), SIDE, SIDE), self.share, np.float32), change
 
 
@@ -215,8 +218,50 @@ def test_where_the_net_is_slow_it_draws_only_for_those_who_wait(
     assert bool(renderer.seen) == bool(drawn)
 
 
-def test_the_nets_time_is_measured_on_the_device_it_is_on() -> None:
-    assert 0.1 < NetRenderer().milliseconds() < 2000
+def test_what_decides_about_live_is_the_time_of_the_whole_stage() -> None:
+    def slow(values: F32) -> tuple[F32, F32]:
+        sleep(0.02)
+        return told(values)
+
+    told = ToldRenderer()
+    assert 0.1 < milliseconds(told, faces.BASIS) < 2000
+    assert len(told.seen) > 1
+    first, second = told.seen[0][..., 3:6], told.seen[0][..., 6:9]
+    assert first.shape == second.shape
+    assert milliseconds(slow, faces.BASIS) > milliseconds(told, faces.BASIS) + 10
+
+
+def test_making_a_renderer_leaves_the_process_its_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        NetRenderer()
+        assert torch.get_num_threads() == 2
+        hold_to_one_thread()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_wide_target_is_drawn_from_a_wide_view() -> None:
+    views = PersonViews()
+    for opening in (0.06, 0.14):
+        views.observe(faces.noise(), observed(opening), template(), 1.0)
+    pose = observed().pose
+    parted, wide = views.choose(pose, 0.06), views.choose(pose, 0.14)
+    assert parted is not None
+    assert wide is not None
+    assert parted is not wide
+    assert views.choose(pose, 0.085) is wide, "it does not swing around the edge"
+    assert views.choose(pose, 0.06) is parted
+    assert views.choose(pose, 0.085) is parted
+
+
+def test_one_kind_of_open_view_serves_for_the_other() -> None:
+    views = PersonViews()
+    views.observe(faces.noise(), observed(0.14), template(), 1.0)
+    assert views.choose(observed().pose, 0.05) is not None
+    assert views.choose(observed().pose, 0.0) is None
 
 
 def test_views_follow_the_aperture_and_do_not_swing_around_its_edge() -> None:
