@@ -48,9 +48,9 @@ logger = logging.getLogger(__name__)
 _VISIBLE = 0.004
 """A dub weaker than this cannot be seen, so the frame is left alone."""
 
-_LIVE_MS = 10.0
-"""What the whole enhancement of a frame may take where frames come live: a quarter of their time. All else
-takes less than half of it, and what a busy machine lacks the ladder takes from here first."""
+_LIVE_MS = 12.0
+"""What the whole enhancement of a frame may take where frames come live: less than a third of their time. All
+else takes less than half of it, and what a busy machine lacks the ladder takes from here first."""
 
 _STAGES = ("track", "expression", "render", "composite", "enhance")
 
