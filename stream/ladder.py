@@ -145,6 +145,8 @@ class QualityLadder:
     def _down(self, now_us: int) -> None:
         self._move(Rung(self._rung + 1), now_us)
         if self._rung == Rung.PASS_THROUGH:
+            if self._recovered_us is not None and now_us - self._recovered_us >= _TRUSTED_AFTER_US:
+                self._wait_us = _FIRST_PROBE_US  # what a fault of long ago had made of it is no measure
             self._probe_us = now_us + self._wait_us
 
     def _back_off(self, now_us: int) -> None:

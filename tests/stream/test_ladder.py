@@ -94,6 +94,23 @@ def test_a_fault_passes_through_at_once_and_returns_to_where_it_was() -> None:
     assert rung(ladder) == Rung.NO_RESTORATION
 
 
+def test_a_fault_of_long_ago_does_not_keep_the_dub_away_after_an_overload() -> None:
+    ladder = QualityLadder()
+    now_us = drive(ladder, 0, 5, 10_000)
+    while now_us < 60_000_000:  # an engine that raises for a minute is asked ever less
+        now_us += STEP_US
+        if ladder.may_run(now_us):
+            ladder.failed(now_us)
+    now_us = drive(ladder, now_us, 600, 10_000)
+    assert rung(ladder) == Rung.FULL
+    while rung(ladder) < Rung.PASS_THROUGH:
+        now_us = drive(ladder, now_us, 0.04, 300_000)
+    down_us = now_us
+    while not ladder.may_run(now_us):
+        now_us += STEP_US
+    assert now_us - down_us <= 1_000_000
+
+
 def test_a_fixed_ladder_moves_for_faults_only() -> None:
     ladder = QualityLadder(fixed=True)
     now_us = drive(ladder, 0, 10, 400_000)
