@@ -138,7 +138,13 @@ async def load(settings: Settings) -> Streams:
         engine = await loop.run_in_executor(
             executor, load_to_serve, settings.engine, settings.device, settings.engine_processes
         )
-        demand = await loop.run_in_executor(executor, _measured, engine)
+        try:
+            demand = await loop.run_in_executor(executor, _measured, engine)
+        except BaseException:
+            # Its processes would stay for as long as this server says that it has no engine.
+            if isinstance(engine, ClosingEngine):
+                engine.close()
+            raise
     if isinstance(engine, ProcessEngine):
         engine.prepare()
     logger.info("a session takes %.2f of the device and %.2f cores", demand.device, demand.cores)

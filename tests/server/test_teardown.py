@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from retalk_models.engine import Engine
+from server import streams
+from server.settings import Settings
 from server.streams import Streams
+from stream.admission import Demand
 from tests.server.churn import churn
 from tests.server.conftest import StartServer
 from tests.server.engines import PatchEngine
@@ -21,6 +25,26 @@ async def test_a_stopped_server_stops_its_engines_threads() -> None:
     await Streams(engine).close()
     assert engine.closed == 1
     await Streams(PatchEngine()).close()
+
+
+async def test_an_engine_that_cannot_be_measured_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server goes on to say that it has none; the engine's processes are not to stay."""
+
+    class Lost(PatchEngine):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    def dies(engine: Engine) -> Demand:
+        raise RuntimeError("engine process 1 ended with -9")
+
+    engine = Lost()
+    monkeypatch.setattr(streams, "load_to_serve", lambda *_: engine)
+    monkeypatch.setattr(streams, "_measured", dies)
+    with pytest.raises(RuntimeError, match="ended with -9"):
+        await streams.load(Settings())
+    assert engine.closed == 1
 
 
 @pytest.mark.parametrize("deaths", [8])
