@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from retalk_models.engine import EngineOptions
-from stream import process_engine
-from stream.process_engine import ProcessEngine
+from stream import engine_lane, process_engine
+from stream.engine_lane import EngineProcessLost
+from stream.process_engine import ProcessEngine, ProcessSession
 from stream.scheduler import Scheduler
 from tests.stream import engines_elsewhere
-from tests.stream.engines_elsewhere import Slow, where
+from tests.stream.engines_elsewhere import HANG, Slow, where
 from tests.stream.test_process_engine import in_processes, is_alive, wait_until, window
 
 
@@ -77,6 +78,27 @@ def test_closing_waits_for_no_process_that_hangs_in_loading(tmp_path: Path) -> N
     closing.join(10)
     assert not closing.is_alive()
     assert time.monotonic() - began_s < 8
+
+
+def test_processes_are_left_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_lane, "_LEAVE_S", 1.0)
+    with in_processes(engines_elsewhere.fake, 3) as engine:
+        engine.prepare(3, wait=True)
+
+        def hang(session: ProcessSession) -> None:
+            with pytest.raises(EngineProcessLost):
+                session.process(window(HANG))
+
+        calls = []
+        for session in [engine.open_session(EngineOptions()) for _ in range(3)]:
+            calls.append(threading.Thread(target=hang, args=(session,), daemon=True))
+            calls[-1].start()
+            time.sleep(0.05)
+        began_s = time.monotonic()
+        engine.close()
+        assert time.monotonic() - began_s < 2
+        for call in calls:
+            call.join(5)
 
 
 def test_one_process_that_died_unnoticed_costs_no_fault_where_no_more_may_be() -> None:
