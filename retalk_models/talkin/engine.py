@@ -49,9 +49,9 @@ _VISIBLE = 0.004
 """A dub weaker than this cannot be seen, so the frame is left alone."""
 
 _LIVE_MS = 6.0
-"""What the whole enhancement of a frame may take where frames come live. On a processor that needs 9 to 11 ms
-for it, everything together came to 0.8 to 0.95 of a frame's time: sessions kept falling to the rung without it
-and climbing back, which is seen more than its absence."""
+"""What the whole enhancement of a frame may take where frames come live. Where it took 9 to 11 ms, everything
+together came to 0.8 to 0.95 of a frame's time: sessions kept falling to the rung without it and climbing
+back, which is seen more than its absence."""
 
 _STAGES = ("track", "expression", "render", "composite", "enhance")
 
