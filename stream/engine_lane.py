@@ -12,7 +12,8 @@ from multiprocessing import Pipe
 from typing import Any
 
 from retalk_models.engine import Engine
-from stream.engine_process import Description, Reply, Request, receive, send
+from stream.engine_line import EngineLine, shared_memory
+from stream.engine_process import Description, Reply, Request
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,13 @@ class EngineLane:
         self.cpu_s = 0.0
         self._loading_s = 0.0
         self._turn = threading.Lock()
-        self._line, theirs = Pipe()
-        with theirs:
-            descriptor = theirs.fileno()
+        ours, theirs = Pipe()
+        with theirs, shared_memory() as shared:
+            self._line = EngineLine(ours, shared.fileno())
+            descriptors = (theirs.fileno(), shared.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CHILD, str(descriptor)],
-                pass_fds=(descriptor,),
+                [sys.executable, "-P", "-c", _CHILD, *map(str, descriptors)],
+                pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 env={
                     **os.environ,
@@ -69,11 +71,11 @@ class EngineLane:
             if self.lost:
                 raise EngineProcessLost(f"engine process {self._process.pid} has ended")
             try:
-                send(self._line, Request(verb, session, argument))
+                self._line.send(Request(verb, session, argument))
                 if within_s is not None and not self._line.poll(within_s):
                     logger.warning("engine process %d hangs in %r and is ended", self.number, verb)
                     self.kill()
-                reply: Reply = receive(self._line)
+                reply: Reply = self._line.receive()
             except (EOFError, OSError) as error:
                 self.lost = True
                 self._line.close()

@@ -1,7 +1,6 @@
-"""A process that an engine runs in, told what to do over a socket whose descriptor it is given.
+"""A process that an engine runs in, told what to do over a line whose descriptors it is given.
 
-The other end is process_engine.py. Every message is a pickle of our own making between two processes of one
-program; nothing that came over a network decides what is unpickled.
+The other end is engine_lane.py.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from retalk_models.engine import Engine, EngineOptions, EngineSession, EngineWindow
+from stream.engine_line import EngineLine
 from stream.memory import return_memory
 
 
@@ -46,16 +46,6 @@ class Reply:
     value: Any
     error: BaseException | None
     cpu_s: float
-
-
-def send(line: Connection, message: object) -> None:
-    """Write one message. Raises OSError where nobody is there any more."""
-    line.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
-
-
-def receive(line: Connection) -> Any:
-    """Wait for one message. Raises EOFError or OSError where nobody is there any more."""
-    return pickle.loads(line.recv_bytes())
 
 
 class _Host:
@@ -96,12 +86,12 @@ class _Host:
         return self._count
 
 
-def serve(line: Connection) -> None:
+def serve(line: EngineLine) -> None:
     """Do what is asked for until nobody asks any more."""
     host = _Host()
     while True:
         try:
-            request: Request = receive(line)
+            request: Request = line.receive()
         except (EOFError, OSError):
             return
         value, error = None, None
@@ -110,7 +100,7 @@ def serve(line: Connection) -> None:
         except Exception as raised:  # whatever an engine raises belongs to who asked
             error = _portable(raised)
         try:
-            send(line, Reply(value, error, time.process_time()))
+            line.send(Reply(value, error, time.process_time()))
         except OSError:
             return
 
@@ -134,5 +124,5 @@ def main() -> None:
 
     # One core is what this process is for.
     cv2.setNumThreads(1)
-    with Connection(int(sys.argv[1])) as line:
-        serve(line)
+    line, shared = (int(descriptor) for descriptor in sys.argv[1:3])
+    serve(EngineLine(Connection(line), shared))
