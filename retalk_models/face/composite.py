@@ -55,6 +55,16 @@ def composite(
     whole = cv2.resize(places, size, interpolation=cv2.INTER_LINEAR)
     # A chroma sample sits between the four luma samples that it colours.
     half_places = (cv2.resize(places, half_size, interpolation=cv2.INTER_LINEAR) - 0.5) / 2
+    if field.close is not None:
+        close, sources = field.close.box, field.close.sources()
+        rows, columns = (
+            slice(close.top - box.top, close.bottom - box.top),
+            slice(close.left - box.left, close.right - box.left),
+        )
+        whole[rows, columns] = sources
+        half_rows, half_columns = (slice(part.start // 2, part.stop // 2) for part in (rows, columns))
+        # Of four pixels one, for a mean of both lips' places lies between the lips.
+        half_places[half_rows, half_columns] = sources[::2, ::2] / 2
     luma = cv2.remap(picture.y, whole, None, how, borderMode=cv2.BORDER_REPLICATE)
     chroma = [
         cv2.remap(plane, half_places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

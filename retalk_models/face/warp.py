@@ -7,6 +7,7 @@ stays fixed, so neck and background stay put.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -26,6 +27,10 @@ RING_SCALE = 1.35
 
 _GRID_CELLS = 128
 """The coarse grid has at most so many cells along the region's longer side."""
+
+
+_CLOSE_RIM = 4.0
+"""Pixels round the points of a close-up."""
 
 
 @cache
@@ -73,6 +78,24 @@ def _facing() -> F64:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class CloseUp:
+    """A part of a field at every pixel, where the grid is too coarse: shut lips meet in a line.
+
+    box: even-aligned, inside the field's. offsets: (height, width, 2) as in WarpField, of every pixel.
+    """
+
+    box: Box
+    offsets: F32
+
+    def sources(self) -> F32:
+        """(height, width, 2) where what is shown at each pixel comes from in the frame, pixels."""
+        sources = self.offsets.copy()
+        sources[..., 0] += np.arange(self.box.left, self.box.right, dtype=np.float32)
+        sources[..., 1] += np.arange(self.box.top, self.box.bottom, dtype=np.float32)[:, None]
+        return sources
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class WarpField:
     """Where every pixel of a region comes from, on a coarse grid.
 
@@ -82,12 +105,14 @@ class WarpField:
     that resizing the grid to the box's size reads it at every pixel.
     offsets: (rows, columns, 2) float32, source position minus target position, pixels, x then y.
     reach: (rows, columns) float32, 1 well inside what moves, falling to exactly 0 at its border.
+    close: what holds in place of the grid in a part of the box.
     """
 
     box: Box
     step: tuple[float, float]
     offsets: F32
     reach: F32
+    close: CloseUp | None = None
 
     def node_axes(self) -> tuple[F32, F32]:
         """(columns,) x and (rows,) y of the nodes in the frame, pixels."""
@@ -113,13 +138,20 @@ def fixed_ring(points: F32) -> F32:
 
 
 def warp_field(
-    source: F32, target: F32, depth: F32, frame_size: tuple[int, int], feather: float, threshold: float = 0.02
+    source: F32,
+    target: F32,
+    depth: F32,
+    frame_size: tuple[int, int],
+    feather: float,
+    threshold: float = 0.02,
+    close: Sequence[int] = (),
 ) -> WarpField | None:
     """The field that moves the source points onto the target points.
 
     source, target: (478, 2) pixels. depth: (478,) larger is farther; nearer triangles win where the mesh
     folds.
     frame_size: width, height. feather: how far in pixels the reach falls off inwards.
+    close: the points round which every pixel is to be exact.
     Returns None where nothing moves by more than threshold pixels, or nothing of it is inside the frame.
     """
     ring = fixed_ring(source)
@@ -146,7 +178,7 @@ def warp_field(
     kept = _turn(corners) * facing >= 0
     low, high = corners.min(axis=1), corners.max(axis=1)
     kept &= ((high > -1) & (low < (columns, rows))).all(axis=1)
-    active, corners = active[kept], corners[kept]
+    active, corners, bridge = active[kept], corners[kept], facing[kept] == 0
     index = rasterise(corners, rows, columns)
     offsets = _interpolate(corners, (before - after)[active], index)
 
@@ -154,15 +186,43 @@ def warp_field(
     cells = max(1, round(feather / coarse / 2))
     reach = _soft_inside(inside, cells)
     # Offsets stop short at the frame's border: what lies beyond it is not known.
-    field = WarpField(box, step, offsets, reach)
+    seen = detail = None
+    if close:
+        exact = target[list(close)].astype(np.float64)
+        seen = _region(np.concatenate([exact - _CLOSE_RIM, exact + _CLOSE_RIM]), frame_size)
+    if seen is not None and _lies_within(seen, box, frame_size, feather):
+        places = after[active] - (seen.left, seen.top)
+        low, high = places.min(axis=1), places.max(axis=1)
+        near = ((high > -1) & (low < (seen.width, seen.height))).all(axis=1)
+        # Where the lips meet, the bridge between them is thinner than a pixel: dots of the inside.
+        near &= ~(bridge & (_height(places) < 1))
+        places, values = places[near], (before - after)[active[near]]
+        detail = CloseUp(seen, _interpolate(places, values, rasterise(places, seen.height, seen.width)))
+    field = WarpField(box, step, offsets, reach, detail)
     _settle_at_frame_edge(field, frame_size, feather)
     return field
+
+
+def _lies_within(inner: Box, outer: Box, frame_size: tuple[int, int], feather: float) -> bool:
+    """Whether a part is the field's, and so far from the frame's border that nothing is settled there."""
+    return (
+        inner.left >= max(outer.left, feather)
+        and inner.top >= max(outer.top, feather)
+        and inner.right <= min(outer.right, frame_size[0] - feather)
+        and inner.bottom <= min(outer.bottom, frame_size[1] - feather)
+    )
 
 
 def _turn(corners: F64) -> F64:
     """(t,) twice the signed area of triangles (t, 3, 2)."""
     edge1, edge2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     return np.asarray(edge1[:, 0] * edge2[:, 1] - edge1[:, 1] * edge2[:, 0])
+
+
+def _height(corners: F64) -> F64:
+    """(t,) how high triangles (t, 3, 2) stand on their longest sides."""
+    sides = np.linalg.norm(corners - corners[:, (1, 2, 0)], axis=2).max(axis=1)
+    return np.asarray(np.abs(_turn(corners)) / np.maximum(sides, 1e-9))
 
 
 def _region(points: F64, frame_size: tuple[int, int]) -> Box | None:

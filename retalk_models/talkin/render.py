@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from retalk_models.face.composite import Patch, mix_patches
-from retalk_models.face.geometry import ObservedFace
+from retalk_models.face.geometry import INNER_LIPS, ObservedFace
 from retalk_models.face.warp import WarpField, warp_field
 from retalk_models.picture import F32, Box, Picture
 from retalk_models.talkin.mouth import TEETH_DEPTH, Opening, TeethPlane, draw_mouth
@@ -42,7 +42,10 @@ class Drawing:
         width, height = frame_size
         if field_box.left < 0 or field_box.top < 0 or field_box.right > width or field_box.bottom > height:
             return None
-        return Drawing(replace(self.field, box=field_box), mouth, self.opacity)
+        close = self.field.close
+        if close is not None:
+            close = replace(close, box=_move(close.box, dx, dy))
+        return Drawing(replace(self.field, box=field_box, close=close), mouth, self.opacity)
 
 
 def _move(box: Box, dx: int, dy: int) -> Box:
@@ -81,6 +84,7 @@ def draw(
         target.depth,
         (picture.padded_width, picture.padded_height),
         feather=max(2.0, _FEATHER * width),
+        close=INNER_LIPS if fine and target.apart > 0 else (),
     )
     if field is None:
         return None

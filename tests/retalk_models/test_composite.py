@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from retalk_models.face.composite import Patch, composite, mix_patches
+from retalk_models.face.geometry import INNER_LIPS
 from retalk_models.face.warp import WarpField, warp_field
 from retalk_models.picture import Box, Picture
-from tests.retalk_models.faces import noise, points
+from tests.retalk_models.faces import noise, points, pose
 
 SIZE = (640, 480)
 
@@ -76,6 +78,25 @@ def test_a_patch_lies_where_its_cover_says() -> None:
     assert abs(int(laid.u[spot.top // 2 + 2, spot.left // 2 + 5]) - 90) <= 1
     hidden = composite(picture, field, patch, 0.0)
     assert np.array_equal(hidden.planes, composite(picture, field, None, 0.0).planes)
+
+
+def test_teeth_of_an_open_mouth_are_not_left_along_the_line_of_shut_lips() -> None:
+    """On the grid alone the line between the lips was a stair of two-pixel steps with teeth in it."""
+    at = pose(yaw=0.3)
+    source, target = points(0.15, at), points(0.0, at)
+    picture = Picture(np.full((480 * 3 // 2, 640), 60, np.uint8), 640, 480)
+    inside = np.rint(source[list(INNER_LIPS), :2]).astype(np.int32)
+    cv2.fillPoly(picture.y, [inside], 220)
+    left = {}
+    for close in ((), INNER_LIPS):
+        field = warp_field(source[:, :2], target[:, :2], target[:, 2], SIZE, 16, close=close)
+        assert field is not None
+        assert (field.close is not None) == bool(close)
+        shown = composite(picture, field, None, 0.0)
+        left[len(close)] = float((shown.y.astype(float) - 60).sum() / 160)
+    wide = float(np.ptp(target[list(INNER_LIPS), 0]))
+    assert left[len(INNER_LIPS)] < 0.6 * left[0]
+    assert left[len(INNER_LIPS)] < wide
 
 
 def test_mixing_patches_is_their_weighted_mean() -> None:
