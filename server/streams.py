@@ -146,7 +146,7 @@ async def load(settings: Settings) -> Streams:
                 engine.close()
             raise
     if isinstance(engine, ProcessEngine):
-        engine.prepare()
+        await asyncio.get_running_loop().run_in_executor(None, partial(engine.prepare, wait=True))
     logger.info("a session takes %.2f of the device and %.2f cores", demand.device, demand.cores)
     return Streams(engine, demand)
 
