@@ -24,7 +24,12 @@ def cpu_s(process: psutil.Process) -> float:
 
 def memory_mb(process: psutil.Process) -> float:
     """Resident memory that is not shared, in millions of bytes."""
-    return _sum(process, lambda each: float(each.memory_full_info().uss) / 1e6)
+    return _sum(process, own_memory_mb)
+
+
+def own_memory_mb(process: psutil.Process) -> float:
+    """The same of one process, without those that it started."""
+    return float(process.memory_full_info().uss) / 1e6
 
 
 def threads(process: psutil.Process) -> float:

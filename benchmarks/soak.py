@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from websockets.asyncio.client import ClientConnection, connect
 
-from benchmarks.processes import cpu_s, descriptors, memory_mb, threads
+from benchmarks.processes import cpu_s, descriptors, memory_mb, own_memory_mb, threads
 from stream.frames import frame_of
 from stream.material import Material, load_material
 from tests.e2e.conftest import serving
@@ -133,6 +133,7 @@ async def soak(address: str, server: psutil.Process, material: Material, minutes
             taken.add(
                 seconds,
                 memory_mb=memory_mb(server),
+                server_mb=own_memory_mb(server),
                 threads=threads(server),
                 descriptors=descriptors(server),
                 latency_ms=float(np.mean(latency)),
@@ -197,7 +198,7 @@ def main() -> int:
             taken = asyncio.run(soak(server.url, process, material, args.minutes, args.sessions))
     seconds = np.array(taken.seconds)
     found: dict[str, Any] = {"minutes": args.minutes, "sessions": args.sessions, "size": args.size}
-    for name in ("memory_mb", "latency_ms", "threads", "descriptors"):
+    for name in ("memory_mb", "server_mb", "latency_ms", "threads", "descriptors"):
         found[name] = slope(seconds, np.array(taken.figures[name]))
         one = found[name]
         verdict = "none" if one["low"] <= 0 <= one["high"] else "GROWS" if one["low"] > 0 else "falls"
