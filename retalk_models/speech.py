@@ -43,10 +43,19 @@ def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27)))
 
 
+def _edges(settings: MelSettings) -> NDArray[np.float64]:
+    ends = _hz_to_mel(np.array([settings.low_hz, settings.high_hz]))
+    return _mel_to_hz(np.linspace(ends[0], ends[1], settings.bands + 2))
+
+
+def band_centres(settings: MelSettings) -> NDArray[np.float64]:
+    """(bands,) where each filter lets most through, in Hz."""
+    return _edges(settings)[1:-1]
+
+
 def mel_filters(settings: MelSettings) -> F32:
     """(bands, fft / 2 + 1) float32 triangular filters, each of unit area in Hz."""
-    ends = _hz_to_mel(np.array([settings.low_hz, settings.high_hz]))
-    edges = _mel_to_hz(np.linspace(ends[0], ends[1], settings.bands + 2))
+    edges = _edges(settings)
     bins = np.arange(settings.fft // 2 + 1) * VOICE_RATE / settings.fft
     rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]

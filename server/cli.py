@@ -385,6 +385,7 @@ def bad_input(error: Exception) -> bool:
         ("retalk_models.checkpoints", "UnknownWeightsError"),
         ("retalk_models.store", "CheckpointError"),
         ("retalk_models.tensors", "TensorFileError"),
+        ("retalk_models.phones", "AcousticModelError"),
         ("retalk_models.restore", "RestorationError"),
     )
     return any(

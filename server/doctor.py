@@ -40,6 +40,7 @@ def examine(host: str, port: int, device: str, ice_servers: Sequence[str] = ()) 
         ("weights", check_weights),
         ("face tracker", check_face_tracker),
         ("voice activity", check_voice_activity),
+        ("phones", check_phones),
         ("browser client", check_client),
         ("sample presenter", check_presenter),
         ("ICE", lambda: check_ice(ice_servers)),
@@ -161,6 +162,17 @@ def check_voice_activity() -> Finding:
 
     webrtcvad.Vad(2).is_speech(bytes(640), 16_000)
     return Finding("voice activity", Verdict.OK, "webrtcvad answers")
+
+
+def check_phones() -> Finding:
+    """Loads the acoustic model that the talkin engine hears with."""
+    from retalk_models.phones import AcousticModelError, acoustic_model
+
+    try:
+        model = acoustic_model()
+    except AcousticModelError as error:
+        return Finding("phones", Verdict.BROKEN, str(error), "pip install 'pocketsphinx>=5.0.3,<6'")
+    return Finding("phones", Verdict.OK, f"pocketsphinx's acoustic model tells {len(model.names)} apart")
 
 
 def check_client() -> Finding:

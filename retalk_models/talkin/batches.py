@@ -191,8 +191,8 @@ class Sampler:
             power = augment.add_noise(power, babble, rng)
         return power
 
-    def batch(self, step: int, real: int, synthetic: int) -> tuple[F32, F32, F32]:
-        """Features (real + synthetic, FRAMES, 41), real targets, synthetic targets."""
+    def batch(self, step: int, real: int, synthetic: int) -> tuple[F32, F32, F32, F32]:
+        """Features (real + synthetic, FRAMES, 41), phone scores, real targets, synthetic targets."""
         rng = np.random.default_rng((self._seed, step))
         powers, real_targets, synthetic_targets = [], [], []
         for index in rng.choice(len(self.banks), real, p=self._chance):
@@ -218,5 +218,6 @@ class Sampler:
             if synthetic
             else np.zeros((0, FRAMES // 2, len(CURVES) + 3), np.float32)
         )
-        heard = augment.mask(augment.batch_features(np.stack(powers), rng), rng)
-        return heard, found, made
+        power = np.stack(powers)
+        heard = augment.mask(augment.batch_features(power, rng), rng)
+        return heard, augment.batch_phones(power, rng), found, made

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load
 
+from retalk_models.phones import PhoneStream, acoustic_model
 from retalk_models.picture import F32
 from retalk_models.speech import HOP, LevelTracker, MelSettings, MelStream, features
 
@@ -35,11 +36,8 @@ LOOK_AHEAD = NET_DELAY + STEP
 _FIRST_NEED = HOP + MelSettings().fft
 """Samples that the first step needs: two feature frames."""
 
-LINEAR_FRAMES, LINEAR_STRIDE = 41, 2
-"""Feature frames behind each step that the linear member spans, and how far apart it takes them."""
-
-LINEAR_SHARE = 0.375
-"""What the linear member counts beside the recurrent nets' average."""
+_HEARD_FRAMES, _HEARD_PHONES = 5, 3
+"""Feature frames and steps of phone scores that the nets see at once."""
 
 HISTORY_STEPS = 250
 """Steps kept for `at`: 5 s."""
@@ -80,6 +78,7 @@ class _Nets:
     bias1: F32
     conv2: F32
     bias2: F32
+    phones: F32
     gru: tuple[tuple[F32, F32, F32, F32], ...]
     head: F32
     head_bias: F32
@@ -94,29 +93,26 @@ class _Nets:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Weights:
-    """The nets, whose outputs are averaged, the linear member, and what turns all that into coefficients."""
+    """The nets, whose outputs are averaged, and what turns that into coefficients."""
 
     nets: _Nets
-    linear: tuple[F32, F32] | None
     mean: F32
     spread: F32
     gate_points: F32
 
 
 _COMMON = ("mean", "spread", "gate_points")
-_LINEAR = ("linear.weight", "linear.bias")
-_REQUIRED = ("conv1.weight", "conv2.weight", "head.weight", "gates.weight")
+_REQUIRED = ("conv1.weight", "conv2.weight", "phones.weight", "head.weight", "gates.weight")
 
 
 def join(nets: Sequence[dict[str, F32]]) -> dict[str, F32]:
     """One set of tensors from several nets' that were trained on the same data: their outputs are averaged.
 
-    Mean, spread, gate points and, where there is one, the linear member are those of the first.
+    Mean, spread and gate points are those of the first.
     """
-    shared = (*_COMMON, *_LINEAR)
-    joined = {name: nets[0][name] for name in shared if name in nets[0]}
+    joined = {name: nets[0][name] for name in _COMMON if name in nets[0]}
     for index, net in enumerate(nets):
-        joined |= {f"net{index}.{name}": value for name, value in net.items() if name not in shared}
+        joined |= {f"net{index}.{name}": value for name, value in net.items() if name not in _COMMON}
     return joined
 
 
@@ -127,12 +123,7 @@ def _unpack(tensors: dict[str, F32], source: str) -> _Weights:
     missing = [name for name in (*required, *_COMMON) if name not in tensors]
     if missing:
         raise WeightsError(f"{source}: not weights of the expression net ({', '.join(missing)} missing)")
-    linear = None
-    if _LINEAR[0] in tensors:
-        linear = (np.ascontiguousarray(tensors[_LINEAR[0]].T, np.float32), tensors[_LINEAR[1]])
-    return _Weights(
-        _stacked(tensors, prefixes), linear, tensors["mean"], tensors["spread"], tensors["gate_points"]
-    )
+    return _Weights(_stacked(tensors, prefixes), tensors["mean"], tensors["spread"], tensors["gate_points"])
 
 
 def _stacked(tensors: dict[str, F32], prefixes: Sequence[str]) -> _Nets:
@@ -159,6 +150,7 @@ def _stacked(tensors: dict[str, F32], prefixes: Sequence[str]) -> _Nets:
         bias("conv1.bias"),
         matrix("conv2.weight"),
         bias("conv2.bias"),
+        matrix("phones.weight"),
         layers,
         matrix("head.weight"),
         bias("head.bias"),
@@ -181,7 +173,11 @@ class SpeechToExpression:
     """The loaded net; shared by any number of streams, immutable."""
 
     def __init__(self, tensors: dict[str, F32], source: str = "weights", digest: str = "") -> None:
-        """tensors: as the training exports them. Raises WeightsError where some are missing."""
+        """tensors: as the training exports them.
+
+        Raises WeightsError where some are missing, AcousticModelError without what it hears phones with.
+        """
+        acoustic_model()
         self._weights = _unpack(tensors, source)
         self.digest = digest
 
@@ -220,6 +216,7 @@ class ExpressionStream:
     def __init__(self, weights: _Weights, start: int = 0) -> None:
         self._weights = weights
         self._mel = MelStream()
+        self._phones = PhoneStream()
         self._level = LevelTracker()
         self.restart(start)
 
@@ -227,10 +224,12 @@ class ExpressionStream:
         """Forget everything; the next pushed sample has this position."""
         weights = self._weights
         self._mel.reset()
+        self._phones.reset()
         self._level.reset()
         self._start, self._end, self._steps = position, position, 0
-        bands = weights.nets.conv1.shape[1] // 5
-        self._heard = np.zeros((LINEAR_FRAMES, bands), np.float32)
+        bands = weights.nets.conv1.shape[1] // _HEARD_FRAMES
+        self._heard = np.zeros((_HEARD_FRAMES, bands), np.float32)
+        self._said = np.zeros((_HEARD_PHONES, self._phones.width), np.float32)
         self._mind = _Mind(weights.nets)
         self._odd = False
         self._positions: deque[int] = deque(maxlen=HISTORY_STEPS)
@@ -249,22 +248,20 @@ class ExpressionStream:
     def push(self, pcm: F32) -> None:
         """(n,) float32 mono at 16 kHz in -1..1, following the last sample pushed."""
         self._end += len(pcm)
-        for row in features(self._mel.push(pcm), self._level):
-            self._frame(row)
+        powers = self._mel.push(pcm)
+        for power, row in zip(powers, features(powers, self._level), strict=True):
+            self._frame(row, self._phones.push(power))
 
-    def _frame(self, row: F32) -> None:
+    def _frame(self, row: F32, phones: F32) -> None:
         weights = self._weights
         self._heard = np.concatenate([self._heard[1:], row[None]])
-        self._mind.hear(self._heard[-5:].reshape(-1))
+        self._mind.hear(self._heard.reshape(-1))
         self._odd = not self._odd
         if self._odd:
             return
-        said, gated = self._mind.say()
+        self._said = np.concatenate([self._said[1:], phones[None]])
+        said, gated = self._mind.say(self._said.reshape(-1))
         values = np.mean(said, axis=0)
-        if weights.linear is not None:
-            matrix, bias = weights.linear
-            seen = self._heard[::LINEAR_STRIDE].reshape(-1)
-            values += LINEAR_SHARE * (np.einsum("j,jk->k", seen, matrix) + bias - values)
         values = values * weights.spread + weights.mean
         gates = np.mean(gated, axis=0)
         self._positions.append(step_position(self._start, self._steps))
@@ -311,10 +308,14 @@ class _Mind:
         inner = np.maximum(heard @ self._nets.conv1 + self._nets.bias1, 0)
         self._inner = np.concatenate([self._inner[:, 1:], inner[:, None]], axis=1)
 
-    def say(self) -> tuple[F32, F32]:
-        """(m, K) normalised coefficients and (m, 2) closure and speaking, one step on."""
+    def say(self, phones: F32) -> tuple[F32, F32]:
+        """(m, K) normalised coefficients and (m, 2) closure and speaking, one step on.
+
+        phones: the last three steps' scores, flat.
+        """
         nets = self._nets
-        flow = np.maximum(_product(self._inner.reshape(len(self._inner), -1), nets.conv2) + nets.bias2, 0)
+        flow = _product(self._inner.reshape(len(self._inner), -1), nets.conv2) + nets.bias2
+        flow = np.maximum(flow + phones @ nets.phones, 0)
         for layer, (into, into_bias, back, back_bias) in enumerate(nets.gru):
             flow = self._hidden[layer] = _gru(flow, self._hidden[layer], into, into_bias, back, back_bias)
         gates = _sigmoid(_product(flow, nets.gates) + nets.gates_bias)

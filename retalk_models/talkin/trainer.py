@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from retalk_models.engine import VOICE_RATE
 from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, POINTS, mirror_index
+from retalk_models.phones import RunningMean, batch_scores
 from retalk_models.picture import F32
 from retalk_models.speech import LevelTracker, MelStream, features
 from retalk_models.talkin.basis import ExpressionBasis
@@ -24,7 +25,7 @@ from retalk_models.talkin.recurrent import RecurrentNet
 from retalk_models.talkin.scores import correlation, run
 from retalk_models.talkin.synthetic import Utterance
 
-GATE_POINTS = (0.35, 0.65, 0.3, 0.6)
+GATE_POINTS = (0.4, 0.8, 0.2, 0.5)
 """Where the closure gate starts and ends to shut, and the speaking gate starts and ends to let through."""
 
 
@@ -40,7 +41,7 @@ class Recipe:
     """Everything that decides the result, besides the clips."""
 
     seed: int = 0
-    listening: int = 500
+    listening: int = 300
     """Steps on synthetic speech alone, before any lips: timing and closures come from there."""
     steps: int = 250
     """Steps on real and synthetic windows after that."""
@@ -236,9 +237,12 @@ class Trainer:
         net.load_state_dict(self.average)
         results = []
         for pair in self.held_out:
-            heard = features(MelStream().push(pair.sound), LevelTracker())
+            power = MelStream().push(pair.sound)
+            power = power[: len(power) // 2 * 2]
+            heard = features(power, LevelTracker())
+            phones = batch_scores(power[None], RunningMean(1))
             with torch.no_grad():
-                value = net(torch.from_numpy(heard[None, : len(heard) // 2 * 2]))[0][0].numpy()
+                value = net(torch.from_numpy(heard[None]), torch.from_numpy(phones))[0][0].numpy()
             value = value * self.spread + self.mean
             seconds = np.array([step_position(0, j) for j in range(len(value))]) / VOICE_RATE
             inside = (seconds > max(0.0, pair.times[0])) & (seconds < pair.times[-1])
@@ -314,8 +318,9 @@ class Trainer:
         """The loss of this step's batch, `real` windows of it with lips."""
         recipe = self.recipe
         made = recipe.synthetic if real else recipe.real + recipe.synthetic
-        heard, seen, curves_true = (torch.from_numpy(x) for x in self.sampler.batch(self.step, real, made))
-        value, gates, curves = self.net(heard)
+        batch = self.sampler.batch(self.step, real, made)
+        heard, phones, seen, curves_true = (torch.from_numpy(x) for x in batch)
+        value, gates, curves = self.net(heard, phones)
         loss = torch.zeros(())
         if real:
             loss = self.objective.real(value[:real], gates[:real], seen)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from retalk_models.phones import acoustic_model
 from retalk_models.picture import F32
 from retalk_models.talkin import augment, trainer
 from retalk_models.talkin.basis import ExpressionBasis
@@ -120,8 +121,10 @@ def test_batches_repeat_and_have_the_documented_shapes() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert not np.array_equal(first[0], sampler.batch(4, 4, 2)[0])
     assert first[0].shape == (6, FRAMES, 41)
-    assert first[1].shape == (4, FRAMES // 2, BASIS.size + 3)
+    assert first[1].shape == (6, FRAMES // 2, acoustic_model().width)
+    assert first[2].shape == (4, FRAMES // 2, BASIS.size + 3)
     assert np.isfinite(first[0]).all()
+    assert np.isfinite(first[1]).all()
 
 
 def test_mirroring_twice_is_nothing() -> None:
@@ -149,7 +152,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
     stopped = Trainer(recipe, pairs, said, tmp_path / "stopped")
     draw = stopped.sampler.batch
 
-    def until_three(step: int, real: int, synthetic: int) -> tuple[F32, F32, F32]:
+    def until_three(step: int, real: int, synthetic: int) -> tuple[F32, F32, F32, F32]:
         if step == 3:
             raise KeyboardInterrupt
         return draw(step, real, synthetic)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from stream.memory import return_memory
 from tests.server.conftest import LiveServer
 from tests.server.duplex import duplex, kill
 from tests.server.rtc import Camera, until
@@ -30,6 +31,8 @@ class Held:
     @classmethod
     def now(cls) -> Held:
         gc.collect()
+        # The last session's end does so in a thread of its own, sooner or later.
+        return_memory()
         process = psutil.Process()
         # The default executor keeps up to a few idle threads, whatever anybody does.
         threads = [t for t in threading.enumerate() if not t.name.startswith("asyncio")]

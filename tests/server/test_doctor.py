@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retalk_models import checkpoints
+from retalk_models import checkpoints, phones
 from server import doctor
 from server.doctor import Verdict
 
@@ -45,6 +45,18 @@ def test_a_changed_weight_file_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_face_tracker_and_voice_activity_really_run() -> None:
     assert doctor.check_face_tracker().verdict is Verdict.OK
     assert doctor.check_voice_activity().verdict is Verdict.OK
+
+
+def test_phones_are_checked_and_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_phones().verdict is Verdict.OK
+
+    def missing() -> phones.AcousticModel:
+        raise phones.AcousticModelError("the package pocketsphinx is not installed")
+
+    monkeypatch.setattr(phones, "acoustic_model", missing)
+    finding = doctor.check_phones()
+    assert finding.verdict is Verdict.BROKEN
+    assert "pip install" in finding.remedy
 
 
 def test_a_check_that_raises_is_a_finding_and_the_rest_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
