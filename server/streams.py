@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -147,6 +148,9 @@ async def load(settings: Settings) -> Streams:
             raise
     if isinstance(engine, ProcessEngine):
         await asyncio.get_running_loop().run_in_executor(None, partial(engine.prepare, wait=True))
+    # What loading made stays for good: looking through it for garbage would hold up frames.
+    gc.collect()
+    gc.freeze()
     logger.info("a session takes %.2f of the device and %.2f cores", demand.device, demand.cores)
     return Streams(engine, demand)
 
