@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,14 +36,30 @@ _LOW_HZ, _HIGH_HZ, _BANDS, _LIFTER, _EMPHASIS = 130.0, 6800.0, 25, 22, 0.97
 _WEIGHT_UNIT = 1024 * np.log(1.0001)
 
 _SPEECH_RANGE = 25.0
-_PEAK_FALL = 0.02
+_PEAK_FALL, _PEAK_FALL_IN_PAUSES = 0.02, 0.001
+_LEAST_PEAK = 20.0
+"""On the scale of the first cepstrum, where digital silence lies at -10 and speech at 45 to 60."""
+
 _PRIOR_FRAMES, _MOST_FRAMES = 30.0, 500.0
 _PRIOR = (57.8, 7.7, -0.4, 8.9, -2.7, -4.4, -7.2, -4.3, -2.4, -1.1, -0.3, -0.5, -0.8)
 """Mean cepstra of the training clips' louder four fifths: what a voice is taken to be before it is heard."""
 
 
+REMEDY = "pip install --force-reinstall --no-deps pocketsphinx==5.1.1"
+
+_KNOWN = "03b917db90e2ac51657d40479d749eeba5be6d3287413d8a56cc556589dfef45"
+"""SHA-256 of the four files, one after the other, of the release that the nets learnt with."""
+
+
 class AcousticModelError(RuntimeError):
     """The acoustic model is missing or of another kind; the message says what would help."""
+
+
+def _digest(folder: Path) -> str:
+    found = sha256()
+    for name in ("means", "variances", "mdef", "sendump"):
+        found.update((folder / name).read_bytes())
+    return found.hexdigest()
 
 
 def _folder() -> Path:
@@ -53,8 +70,7 @@ def _folder() -> Path:
         if folder.is_dir():
             return folder
     raise AcousticModelError(
-        "the package pocketsphinx, whose acoustic model tells phones apart, is not installed; "
-        "pip install 'pocketsphinx>=5.0.3,<6'"
+        f"the package pocketsphinx, whose acoustic model tells phones apart, is not installed whole; {REMEDY}"
     )
 
 
@@ -63,7 +79,7 @@ def _gaussians(path: Path) -> F32:
     data = path.read_bytes()
     head = data.find(b"endhdr\n") + 7
     if not data.startswith(b"s3\n") or struct.unpack_from("<I", data, head)[0] != 0x11223344:
-        raise AcousticModelError(f"{path}: not an acoustic model's parameters; reinstall pocketsphinx")
+        raise AcousticModelError(f"{path.name}: not an acoustic model's parameters; {REMEDY}")
     books, streams, size = struct.unpack_from("<3i", data, head + 4)
     (count,) = struct.unpack_from("<i", data, head + 16 + 4 * streams)
     values = np.frombuffer(data, "<f4", count, head + 20 + 4 * streams)
@@ -74,7 +90,7 @@ def _phones(path: Path) -> tuple[tuple[str, ...], int]:
     """Names of the phones, in order, and how many states there are with context."""
     data = path.read_bytes()
     if not data.startswith(b"BMDF"):
-        raise AcousticModelError(f"{path}: not a model definition; reinstall pocketsphinx")
+        raise AcousticModelError(f"{path.name}: not a model definition; {REMEDY}")
     (described,) = struct.unpack_from("<i", data, 8)
     head = 12 + described
     sizes = struct.unpack_from("<10i", data, head)
@@ -96,13 +112,15 @@ class AcousticModel:
     """Gaussian mixtures over 13 cepstra and their differences.
 
     names: of the phones. forms: (3, 26, phones * size) and offsets: (3, phones * size) give the log
-    density of a Gaussian from a value's squares and the value; mixtures: (3, phones, size, STATES).
+    density of a Gaussian from a value's squares and the value; mixtures: (3, phones, size, STATES). digest:
+    SHA-256 of the files.
     """
 
     names: tuple[str, ...]
     forms: F32
     offsets: F32
     mixtures: F32
+    digest: str
 
     @property
     def width(self) -> int:
@@ -138,17 +156,24 @@ def acoustic_model() -> AcousticModel:
     """The installed model. Raises AcousticModelError where there is none that can be read."""
     folder = _folder()
     try:
+        digest = _digest(folder)
+        if digest != _KNOWN:
+            raise AcousticModelError(
+                f"the acoustic model of pocketsphinx is not the one that the nets learnt with; {REMEDY}"
+            )
         means, variances = _gaussians(folder / "means"), _gaussians(folder / "variances")
         names, states = _phones(folder / "mdef")
         mixtures = _mixtures(folder / "sendump", len(names), states, means.shape[2])
     except (OSError, struct.error, ValueError) as error:
-        raise AcousticModelError(f"{folder}: cannot be read ({error}); reinstall pocketsphinx") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise AcousticModelError(f"pocketsphinx's model cannot be read ({reason}); {REMEDY}") from None
     sharp = 1 / np.maximum(variances, 1e-4)
     order = means.transpose(1, 3, 0, 2).reshape(3, CEPSTRA, -1)
     sharp_order = sharp.transpose(1, 3, 0, 2).reshape(3, CEPSTRA, -1)
     forms = np.concatenate([-0.5 * sharp_order, order * sharp_order], 1)
     offsets = 0.5 * (np.log(sharp_order / (2 * np.pi)) - order**2 * sharp_order).sum(1)
-    return AcousticModel(names, np.ascontiguousarray(forms, np.float32), offsets.astype(np.float32), mixtures)
+    exact = np.ascontiguousarray(forms, np.float32)
+    return AcousticModel(names, exact, offsets.astype(np.float32), mixtures, digest)
 
 
 @cache
@@ -183,7 +208,10 @@ def cepstra(power: F32) -> F32:
 
 
 class RunningMean:
-    """The mean cepstra of the louder frames so far, from the average voice's on: takes out voice and room."""
+    """The mean cepstra of the louder frames so far, from the average voice's on: takes out voice and room.
+
+    Silence is no voice, however long it lasts and whether it comes first.
+    """
 
     def __init__(self, rows: int) -> None:
         """rows: voices followed side by side."""
@@ -193,8 +221,14 @@ class RunningMean:
 
     def push(self, now: F32) -> F32:
         """(rows, 13) cepstra of one frame to the same less the mean, which they count in."""
-        self._peak = np.maximum(self._peak - np.float32(_PEAK_FALL), now[:, 0])
-        loud = now[:, 0] > self._peak - np.float32(_SPEECH_RANGE)
+        level, before = now[:, 0], self._peak
+        # A voice that begins after silence or noise is a new one: what they left is no voice's mean.
+        begins = np.isfinite(before) & (level > before + np.float32(_SPEECH_RANGE))
+        self.mean = np.where(begins[:, None], np.array(_PRIOR, np.float32), self.mean)
+        self.count = np.where(begins, np.float32(_PRIOR_FRAMES), self.count)
+        fall = np.where(level > before - np.float32(_SPEECH_RANGE), _PEAK_FALL, _PEAK_FALL_IN_PAUSES)
+        self._peak = np.maximum(np.maximum(before - fall.astype(np.float32), level), np.float32(_LEAST_PEAK))
+        loud = level > self._peak - np.float32(_SPEECH_RANGE)
         self.count = np.where(loud, np.minimum(self.count + 1, np.float32(_MOST_FRAMES)), self.count)
         step = np.where(loud, 1 / self.count, np.float32(0))[:, None]
         self.mean = self.mean + (now - self.mean) * step
@@ -233,8 +267,8 @@ def batch_scores(power: F32, mean: RunningMean) -> F32:
 class PhoneStream:
     """Phone scores of every second frame of one voice. Bounded; used by one thread at a time."""
 
-    def __init__(self, model: AcousticModel | None = None) -> None:
-        self._model = model or acoustic_model()
+    def __init__(self) -> None:
+        self._model = acoustic_model()
         self.reset()
 
     @property

@@ -166,12 +166,12 @@ def check_voice_activity() -> Finding:
 
 def check_phones() -> Finding:
     """Loads the acoustic model that the talkin engine hears with."""
-    from retalk_models.phones import AcousticModelError, acoustic_model
+    from retalk_models.phones import REMEDY, AcousticModelError, acoustic_model
 
     try:
         model = acoustic_model()
     except AcousticModelError as error:
-        return Finding("phones", Verdict.BROKEN, str(error), "pip install 'pocketsphinx>=5.0.3,<6'")
+        return Finding("phones", Verdict.BROKEN, str(error), REMEDY)
     return Finding("phones", Verdict.OK, f"pocketsphinx's acoustic model tells {len(model.names)} apart")
 
 

@@ -141,13 +141,13 @@ async def load(settings: Settings) -> Streams:
         )
         try:
             demand = await loop.run_in_executor(executor, _measured, engine)
+            if isinstance(engine, ProcessEngine):
+                await loop.run_in_executor(executor, partial(engine.prepare, wait=True))
         except BaseException:
             # Its processes would stay for as long as this server says that it has no engine.
             if isinstance(engine, ClosingEngine):
                 engine.close()
             raise
-    if isinstance(engine, ProcessEngine):
-        await asyncio.get_running_loop().run_in_executor(None, partial(engine.prepare, wait=True))
     # What loading made stays for good: looking through it for garbage would hold up frames.
     gc.collect()
     gc.freeze()

@@ -25,6 +25,7 @@ from retalk_models.face.composite import composite
 from retalk_models.face.speaking import SpeakingGates
 from retalk_models.face.timing import FrameSteps, StageClock
 from retalk_models.face.watch import FaceWatch, Sighting
+from retalk_models.phones import acoustic_model
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.basis import WEIGHTS_FILE as BASIS_FILE
 from retalk_models.talkin.basis import ExpressionBasis
@@ -102,7 +103,8 @@ class TalkinEngine:
         is so small that the processor is the fastest place for it.
         rendered: whether the rendering net has a say in what is shown; None: wherever there is time for it,
         live only if this device is fast enough. renderer: its weights, in place of the bundled ones.
-        Raises ValueError for a device that is not there, WeightsError for weights that are damaged.
+        Raises ValueError for a device that is not there, WeightsError for weights that are damaged,
+        AcousticModelError without the acoustic model that they hear phones with.
         """
         place = _check_device(device)
         speech, basis = SpeechToExpression.load(), ExpressionBasis.load()
@@ -115,6 +117,7 @@ class TalkinEngine:
         )
         folder = files("retalk_models").joinpath("weights")
         hashes = {name: sha256(folder.joinpath(name).read_bytes()).hexdigest() for name in names}
+        hashes["pocketsphinx/en-us"] = acoustic_model().digest
         if rendered is False:
             return cls(speech, basis, hashes)
         if place == "cpu":

@@ -248,7 +248,8 @@ class ExpressionStream:
     def push(self, pcm: F32) -> None:
         """(n,) float32 mono at 16 kHz in -1..1, following the last sample pushed."""
         self._end += len(pcm)
-        powers = self._mel.push(pcm)
+        # A sample that is no number would stay in every state for good.
+        powers = self._mel.push(np.clip(np.nan_to_num(pcm), -1, 1))
         for power, row in zip(powers, features(powers, self._level), strict=True):
             self._frame(row, self._phones.push(power))
 

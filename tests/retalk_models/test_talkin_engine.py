@@ -224,6 +224,7 @@ def test_the_bundled_weights_load_and_are_hashed() -> None:
         "talkin_basis.safetensors",
         "talkin_expression.safetensors",
         "talkin_renderer.safetensors",
+        "pocketsphinx/en-us",
     }
     assert all(len(digest) == 64 for digest in engine.weights.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 
 import pytest
@@ -13,6 +14,7 @@ from server import app, streams
 from server.settings import Settings
 from server.streams import Streams
 from stream.admission import Demand
+from stream.process_engine import ProcessEngine
 from tests.server.churn import churn
 from tests.server.conftest import StartServer
 from tests.server.engines import PatchEngine
@@ -90,6 +92,31 @@ async def test_freed_memory_goes_back_while_sessions_run_and_only_then(
         gc.enable()
     assert gone() is None
     assert set(returned) == {1}
+
+
+async def test_a_server_stopped_while_its_spare_process_loads_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Waiting(ProcessEngine):
+        def __init__(self) -> None:
+            self.begun, self.ended = threading.Event(), threading.Event()
+
+        def prepare(self, free: int = 2, *, wait: bool = False) -> None:
+            self.begun.set()
+            assert self.ended.wait(10)
+
+        def close(self) -> None:
+            self.ended.set()
+
+    engine = Waiting()
+    monkeypatch.setattr(streams, "load_to_serve", lambda *_: engine)
+    monkeypatch.setattr(streams, "_measured", lambda _: Demand(0.1, 0.1))
+    loading = asyncio.create_task(streams.load(Settings()))
+    await until(engine.begun.is_set)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert engine.ended.is_set()
 
 
 @pytest.mark.parametrize("deaths", [8])
