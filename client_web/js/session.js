@@ -21,7 +21,8 @@ import { Peer } from "./peer.js";
 import { decodeSpeech, Utterance } from "./voice.js";
 
 const CAMERA = { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 25, max: 30 } };
-const RETRY_MS = [500, 1000, 2000, 4000, 6000];
+/** Three quarters of a minute: a server on two slow cores takes half of one to load its engine again. */
+const RETRY_MS = [500, 1000, 2000, 4000, 6000, 8000, 8000, 8000, 8000];
 /** What a server that is just restarting answers with. */
 const PASSING = new Set(["server-gone", "connection-failed", "loading"]);
 

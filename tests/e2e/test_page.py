@@ -352,7 +352,7 @@ def test_server_that_goes_and_comes_back_is_found_again(browser: Browser, tmp_pa
         first.process.wait()
         expect(page.locator("#status")).to_contain_text("Connection lost", timeout=10_000)
     with serving(tmp_path / "second.log", port=int(first.url.rsplit(":", 1)[1])):
-        expect(page.locator("body")).to_have_attribute("data-state", "live", timeout=20_000)
+        expect(page.locator("body")).to_have_attribute("data-state", "live", timeout=45_000)
         stop(page)
     choose(page, "sample", "sample")
     page.click("#start")
