@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retalk_models.picture import F32
-from retalk_models.speech import MelSettings, band_centres
+from retalk_models.speech import MelSettings, band_centres, triangles
 
 CEPSTRA = 13
 AHEAD = 3
@@ -27,6 +27,8 @@ AHEAD = 3
 
 STATES = 3
 _CHUNK = 64
+"""Frames scored at once: what comes between stays in the processor's cache."""
+
 _SHARPNESS = 0.3
 """Of the log likelihoods, before they become shares: neighbouring frames say the same thing several times."""
 
@@ -35,13 +37,13 @@ _FULL_SCALE = np.float32(32768.0**2 * 0.4)
 _LOW_HZ, _HIGH_HZ, _BANDS, _LIFTER, _EMPHASIS = 130.0, 6800.0, 25, 22, 0.97
 _WEIGHT_UNIT = 1024 * np.log(1.0001)
 
-_SPEECH_RANGE = 25.0
+_SPEECH_RANGE = np.float32(25.0)
 _PEAK_FALL, _PEAK_FALL_IN_PAUSES = 0.02, 0.001
 _LEAST_PEAK = 20.0
 """On the scale of the first cepstrum, where digital silence lies at -10 and speech at 45 to 60."""
 
 _PRIOR_FRAMES, _MOST_FRAMES = 30.0, 500.0
-_PRIOR = (57.8, 7.7, -0.4, 8.9, -2.7, -4.4, -7.2, -4.3, -2.4, -1.1, -0.3, -0.5, -0.8)
+_PRIOR = np.array([57.8, 7.7, -0.4, 8.9, -2.7, -4.4, -7.2, -4.3, -2.4, -1.1, -0.3, -0.5, -0.8], np.float32)
 """Mean cepstra of the training clips' louder four fifths: what a voice is taken to be before it is heard."""
 
 
@@ -185,9 +187,7 @@ def _to_model_bands() -> F32:
     hertz = np.arange(100.0, 7000.0, 10.0)
     spread = np.stack([np.interp(hertz, centres, row) for row in np.eye(len(centres))], 1)
     emphasis = np.abs(1 - _EMPHASIS * np.exp(-2j * np.pi * hertz / 16000)) ** 2
-    rise = (hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    fall = (edges[2:, None] - hertz) / (edges[2:] - edges[1:-1])[:, None]
-    filters = np.maximum(0, np.minimum(rise, fall))
+    filters = triangles(edges, hertz)
     return np.asarray(((filters / filters.sum(1, keepdims=True) * emphasis) @ spread).T, np.float32)
 
 
@@ -215,7 +215,7 @@ class RunningMean:
 
     def __init__(self, rows: int) -> None:
         """rows: voices followed side by side."""
-        self.mean: F32 = np.tile(np.array(_PRIOR, np.float32), (rows, 1))
+        self.mean: F32 = np.tile(_PRIOR, (rows, 1))
         self.count: NDArray[np.float32] = np.full(rows, _PRIOR_FRAMES, np.float32)
         self._peak = np.full(rows, -np.inf, np.float32)
 
@@ -223,12 +223,12 @@ class RunningMean:
         """(rows, 13) cepstra of one frame to the same less the mean, which they count in."""
         level, before = now[:, 0], self._peak
         # A voice that begins after silence or noise is a new one: what they left is no voice's mean.
-        begins = np.isfinite(before) & (level > before + np.float32(_SPEECH_RANGE))
-        self.mean = np.where(begins[:, None], np.array(_PRIOR, np.float32), self.mean)
+        begins = np.isfinite(before) & (level > before + _SPEECH_RANGE)
+        self.mean = np.where(begins[:, None], _PRIOR, self.mean)
         self.count = np.where(begins, np.float32(_PRIOR_FRAMES), self.count)
-        fall = np.where(level > before - np.float32(_SPEECH_RANGE), _PEAK_FALL, _PEAK_FALL_IN_PAUSES)
+        fall = np.where(level > before - _SPEECH_RANGE, _PEAK_FALL, _PEAK_FALL_IN_PAUSES)
         self._peak = np.maximum(np.maximum(before - fall.astype(np.float32), level), np.float32(_LEAST_PEAK))
-        loud = level > self._peak - np.float32(_SPEECH_RANGE)
+        loud = level > self._peak - _SPEECH_RANGE
         self.count = np.where(loud, np.minimum(self.count + 1, np.float32(_MOST_FRAMES)), self.count)
         step = np.where(loud, 1 / self.count, np.float32(0))[:, None]
         self.mean = self.mean + (now - self.mean) * step

@@ -53,14 +53,19 @@ def band_centres(settings: MelSettings) -> NDArray[np.float64]:
     return _edges(settings)[1:-1]
 
 
+def triangles(edges: NDArray[np.float64], hertz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, len(hertz)) filters: each rises from one of n + 2 edges to 1 at the next and falls to the third."""
+    rise = (hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    fall = (edges[2:, None] - hertz) / (edges[2:] - edges[1:-1])[:, None]
+    return np.asarray(np.maximum(0, np.minimum(rise, fall)))
+
+
 def mel_filters(settings: MelSettings) -> F32:
     """(bands, fft / 2 + 1) float32 triangular filters, each of unit area in Hz."""
     edges = _edges(settings)
     bins = np.arange(settings.fft // 2 + 1) * VOICE_RATE / settings.fft
-    rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
     area = 2 / (edges[2:] - edges[:-2])
-    return np.asarray(np.maximum(0, np.minimum(rise, fall)) * area[:, None], np.float32)
+    return np.asarray(triangles(edges, bins) * area[:, None], np.float32)
 
 
 class MelStream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,3 +38,10 @@ def clips() -> Path:
     if not folder.is_dir():
         pytest.skip(f"REAL CLIPS ABSENT: no folder {folder}; set RETALK_CLIPS to one with open/ and speech/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def espeak_ng() -> None:
+    """Needs espeak-ng, which `make test` installs where it may; skips loudly where it could not."""
+    if ctypes.util.find_library("espeak-ng") is None:
+        pytest.skip("ESPEAK-NG ABSENT: apt-get install espeak-ng; only training needs it")

@@ -26,7 +26,7 @@ SENTENCE = "My mother may make many more. Papa bought a big apple pie. See these
 
 
 @pytest.fixture(scope="module")
-def spoken() -> Utterance:
+def spoken(espeak_ng: None) -> Utterance:
     said = Espeak().say(SENTENCE, "en-us", "", 140, 50, 50)
     assert said is not None
     return said

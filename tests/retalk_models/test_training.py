@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +67,7 @@ def test_the_dominance_mouth_opens_rounds_and_shuts() -> None:
     assert curves.max() <= 1
 
 
-@pytest.mark.skipif(
-    ctypes.util.find_library("espeak-ng") is None,
-    reason="ESPEAK-NG ABSENT: apt-get install espeak-ng; only training needs it",
-)
+@pytest.mark.usefixtures("espeak_ng")
 def test_espeak_gives_sound_with_ordered_phones() -> None:
     said = list(utterances(12.0, 3))
     assert sum(len(one.sound) for one in said) >= 12 * 16000
