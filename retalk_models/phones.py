@@ -9,17 +9,18 @@ lips what one phone has in common in all mouths.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retalk_models.picture import F32
-from retalk_models.speech import MelSettings, band_centres, triangles
+from retalk_models.speech import MelSettings, MelStream, band_centres, triangles
 
 CEPSTRA = 13
 AHEAD = 3
@@ -33,11 +34,12 @@ _SHARPNESS = 0.3
 """Of the log likelihoods, before they become shares: neighbouring frames say the same thing several times."""
 
 _LEAST_POWER = 1e-9
+_LEAST_SHARE = np.float32(1e-30)
 _FULL_SCALE = np.float32(32768.0**2 * 0.4)
 _LOW_HZ, _HIGH_HZ, _BANDS, _LIFTER, _EMPHASIS = 130.0, 6800.0, 25, 22, 0.97
 _WEIGHT_UNIT = 1024 * np.log(1.0001)
 
-_SPEECH_RANGE = np.float32(25.0)
+_SPEECH_RANGE = 25.0
 _PEAK_FALL, _PEAK_FALL_IN_PAUSES = 0.02, 0.001
 _LEAST_PEAK = 20.0
 """On the scale of the first cepstrum, where digital silence lies at -10 and speech at 45 to 60."""
@@ -135,16 +137,19 @@ class AcousticModel:
         First each phone's share, softened, 0 to 3; then its log likelihood less all phones' mean, -3 to 3.
         """
         count, phones = len(frames), len(self.names)
+        values = np.concatenate([frames * frames, frames], 2)
         total = np.zeros((count, phones, STATES), np.float32)
         for stream in range(3):
-            values = frames[:, stream]
-            near = np.concatenate([values * values, values], 1) @ self.forms[stream] + self.offsets[stream]
+            near = values[:, stream] @ self.forms[stream]
+            near += self.offsets[stream]
             near = near.reshape(count, phones, -1)
             best = near.max(2, keepdims=True)
             near -= best
             np.exp(near, out=near)
-            likely = near.transpose(1, 0, 2) @ self.mixtures[stream]
-            total += best + np.log(likely.transpose(1, 0, 2) + np.float32(1e-30))
+            likely = (near.transpose(1, 0, 2) @ self.mixtures[stream]).transpose(1, 0, 2)
+            likely += _LEAST_SHARE
+            total += np.log(likely, out=likely)
+            total += best
         flat = _SHARPNESS * (total.reshape(count, -1) - total.max((1, 2))[:, None])
         share = np.exp(flat)
         share = 3 * (share / share.sum(1, keepdims=True)).reshape(count, phones, STATES).sum(2)
@@ -208,30 +213,31 @@ def cepstra(power: F32) -> F32:
 
 
 class RunningMean:
-    """The mean cepstra of the louder frames so far, from the average voice's on: takes out voice and room.
+    """The mean cepstra of one voice's louder frames so far: takes out voice and room.
 
     Silence is no voice, however long it lasts and whether it comes first.
     """
 
-    def __init__(self, rows: int) -> None:
-        """rows: voices followed side by side."""
-        self.mean: F32 = np.tile(_PRIOR, (rows, 1))
-        self.count: NDArray[np.float32] = np.full(rows, _PRIOR_FRAMES, np.float32)
-        self._peak = np.full(rows, -np.inf, np.float32)
+    def __init__(self, known: F32 | None = None, frames: float = _PRIOR_FRAMES) -> None:
+        """known: (13,) the mean that the voice has begun with, as if over so many frames; the average voice's
+        where it is None, until the voice is first heard.
+        """
+        self.mean: F32 = _PRIOR if known is None else known
+        self._count = frames
+        # A voice that is known has been loud before: its first loud frame begins nothing.
+        self._peak = -inf if known is None else float(known[0])
 
     def push(self, now: F32) -> F32:
-        """(rows, 13) cepstra of one frame to the same less the mean, which they count in."""
-        level, before = now[:, 0], self._peak
+        """(13,) cepstra of one frame to the same less the mean, which they count in."""
+        level = float(now[0])
         # A voice that begins after silence or noise is a new one: what they left is no voice's mean.
-        begins = np.isfinite(before) & (level > before + _SPEECH_RANGE)
-        self.mean = np.where(begins[:, None], _PRIOR, self.mean)
-        self.count = np.where(begins, np.float32(_PRIOR_FRAMES), self.count)
-        fall = np.where(level > before - _SPEECH_RANGE, _PEAK_FALL, _PEAK_FALL_IN_PAUSES)
-        self._peak = np.maximum(np.maximum(before - fall.astype(np.float32), level), np.float32(_LEAST_PEAK))
-        loud = level > self._peak - _SPEECH_RANGE
-        self.count = np.where(loud, np.minimum(self.count + 1, np.float32(_MOST_FRAMES)), self.count)
-        step = np.where(loud, 1 / self.count, np.float32(0))[:, None]
-        self.mean = self.mean + (now - self.mean) * step
+        if self._peak + _SPEECH_RANGE < level and self._peak > -inf:
+            self.mean, self._count = _PRIOR, _PRIOR_FRAMES
+        fall = _PEAK_FALL if level > self._peak - _SPEECH_RANGE else _PEAK_FALL_IN_PAUSES
+        self._peak = max(self._peak - fall, level, _LEAST_PEAK)
+        if level > self._peak - _SPEECH_RANGE:
+            self._count = min(self._count + 1, _MOST_FRAMES)
+            self.mean = self.mean + (now - self.mean) * np.float32(1 / self._count)
         return now - self.mean
 
 
@@ -246,19 +252,25 @@ def with_differences(centred: F32) -> F32:
     return np.stack([at(0), at(2) - at(-2), second], 1)
 
 
-def batch_scores(power: F32, mean: RunningMean) -> F32:
+def step_powers(sound: F32) -> F32:
+    """(n,) samples at 16 kHz to (frames, bands) mel powers, an even count: phones are scored once for two."""
+    power = MelStream().push(sound)
+    return power[: len(power) // 2 * 2]
+
+
+def batch_scores(power: F32, means: Sequence[RunningMean]) -> F32:
     """(rows, frames, bands) mel powers, frames even, to (rows, frames / 2, width), as PhoneStream gives them.
 
-    mean: what is known of the rows' voices; it learns on.
+    means: what is known of each row's voice; it learns on.
     """
     model = acoustic_model()
     rows, frames, _ = power.shape
-    centred = np.stack([mean.push(now) for now in cepstra(power).transpose(1, 0, 2)], 1)
-    padded = np.concatenate([np.repeat(centred[:, :1], AHEAD, 1), centred], 1)
     steps = max(0, frames // 2 - 1)
     scores = np.zeros((rows, frames // 2, model.width), np.float32)
-    for row, values in enumerate(padded):
-        wanted = with_differences(values)[: 2 * steps : 2]
+    for row, (heard, mean) in enumerate(zip(cepstra(power), means, strict=True)):
+        centred = np.stack([mean.push(now) for now in heard])
+        padded = np.concatenate([np.repeat(centred[:1], AHEAD, 0), centred])
+        wanted = with_differences(padded)[: 2 * steps : 2]
         for first in range(0, steps, _CHUNK):
             scores[row, 1 + first : 1 + first + _CHUNK] = model.score(wanted[first : first + _CHUNK])
     return scores
@@ -276,7 +288,7 @@ class PhoneStream:
         return self._model.width
 
     def reset(self) -> None:
-        self._mean = RunningMean(1)
+        self._mean = RunningMean()
         self._kept = np.zeros((2 * AHEAD + 1, CEPSTRA), np.float32)
         self._last = np.zeros(self._model.width, np.float32)
         self._frames = 0
@@ -286,10 +298,11 @@ class PhoneStream:
 
         (width,) float32; zero until there is one.
         """
-        centred = self._mean.push(cepstra(power[None]))
-        # Before the first frame there is silence like it: nothing rises or falls there.
-        self._kept = np.repeat(centred, len(self._kept), 0) if not self._frames else self._kept
-        self._kept = np.concatenate([self._kept[1:], centred])
+        centred = self._mean.push(cepstra(power))
+        if not self._frames:
+            self._kept[:] = centred  # before the first frame there is silence like it: nothing rises or falls
+        self._kept[:-1] = self._kept[1:]
+        self._kept[-1] = centred
         if self._frames >= AHEAD and (self._frames - AHEAD) % 2 == 0:
             self._last = self._model.score(with_differences(self._kept))[0]
         self._frames += 1

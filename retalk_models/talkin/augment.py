@@ -96,13 +96,15 @@ def batch_phones(power: F32, rng: np.random.Generator) -> F32:
     Half of the rows start with the voice's mean already about known, as in mid-stream. Two short spans of
     time are blanked in every row.
     """
-    mean = RunningMean(len(power))
-    for row in np.flatnonzero(rng.random(len(power)) < 0.5):
-        heard = cepstra(power[row])
-        loud = heard[:, 0] > np.quantile(heard[:, 0], 0.2)
-        mean.mean[row] = heard[loud].mean(0) + rng.normal(0, 1, heard.shape[1])
-        mean.count[row] = rng.uniform(100, 500)
-    scores = batch_scores(power, mean)
+    means = []
+    for heard in cepstra(power):
+        if rng.random() < 0.5:
+            loud = heard[:, 0] > np.quantile(heard[:, 0], 0.2)
+            known = heard[loud].mean(0) + rng.normal(0, 1, heard.shape[1]).astype(np.float32)
+            means.append(RunningMean(known, rng.uniform(100, 500)))
+        else:
+            means.append(RunningMean())
+    scores = batch_scores(power, means)
     for row in scores:
         for _ in range(2):
             start, length = int(rng.integers(len(row))), int(rng.integers(1, 5))

@@ -11,8 +11,9 @@ from scipy.ndimage import maximum_filter1d
 from scipy.signal import resample_poly
 
 from retalk_models.engine import VOICE_RATE
+from retalk_models.phones import step_powers
 from retalk_models.picture import F32
-from retalk_models.speech import HOP, MelStream
+from retalk_models.speech import HOP
 from retalk_models.talkin import augment
 from retalk_models.talkin.net import STEP, step_position
 from retalk_models.talkin.pairs import Pair
@@ -97,8 +98,7 @@ def real_banks(pairs: Sequence[Pair], speeds: Sequence[float] = SPEEDS) -> list[
         for speed in speeds:
             ratio = Fraction(1 / speed).limit_denominator(50)
             sound = resample_poly(pair.sound, ratio.numerator, ratio.denominator).astype(np.float32)
-            power = MelStream().push(sound)
-            power = power[: len(power) // 2 * 2]
+            power = step_powers(sound)
             steps = len(power) // 2
             seconds = np.array([step_position(0, j) for j in range(steps)]) / VOICE_RATE / float(ratio)
             values = pair.at(seconds)
@@ -119,8 +119,7 @@ def synthetic_banks(said: Sequence[Utterance]) -> list[Bank]:
     banks = []
     lead = np.zeros(VOICE_RATE // 5, np.float32)
     for index, one in enumerate(said):
-        power = MelStream().push(np.concatenate([lead, one.sound, lead, lead]))
-        power = power[: len(power) // 2 * 2]
+        power = step_powers(np.concatenate([lead, one.sound, lead, lead]))
         curves, closed, speaking = mouth(one, len(one.sound) / VOICE_RATE + 0.6)
         rows = np.concatenate([curves, closed[:, None], speaking[:, None]], 1)
         seconds = np.array([step_position(0, j) for j in range(len(power) // 2)]) / VOICE_RATE

@@ -36,7 +36,7 @@ LOOK_AHEAD = NET_DELAY + STEP
 _FIRST_NEED = HOP + MelSettings().fft
 """Samples that the first step needs: two feature frames."""
 
-_HEARD_FRAMES, _HEARD_PHONES = 5, 3
+_HEARD_FRAMES = 5
 """Feature frames and steps of phone scores that the nets see at once."""
 
 HISTORY_STEPS = 250
@@ -229,7 +229,8 @@ class ExpressionStream:
         self._start, self._end, self._steps = position, position, 0
         bands = weights.nets.conv1.shape[1] // _HEARD_FRAMES
         self._heard = np.zeros((_HEARD_FRAMES, bands), np.float32)
-        self._said = np.zeros((_HEARD_PHONES, self._phones.width), np.float32)
+        width = self._phones.width
+        self._said = np.zeros((weights.nets.phones.shape[1] // width, width), np.float32)
         self._mind = _Mind(weights.nets)
         self._odd = False
         self._positions: deque[int] = deque(maxlen=HISTORY_STEPS)
@@ -262,9 +263,9 @@ class ExpressionStream:
             return
         self._said = np.concatenate([self._said[1:], phones[None]])
         said, gated = self._mind.say(self._said.reshape(-1))
-        values = np.mean(said, axis=0)
+        values = said.sum(0) / len(said)
         values = values * weights.spread + weights.mean
-        gates = np.mean(gated, axis=0)
+        gates = gated.sum(0) / len(gated)
         self._positions.append(step_position(self._start, self._steps))
         self._values.append((values.astype(np.float32), float(gates[0]), float(gates[1])))
         self._steps += 1
@@ -312,7 +313,7 @@ class _Mind:
     def say(self, phones: F32) -> tuple[F32, F32]:
         """(m, K) normalised coefficients and (m, 2) closure and speaking, one step on.
 
-        phones: the last three steps' scores, flat.
+        phones: the last steps' scores, flat.
         """
         nets = self._nets
         flow = _product(self._inner.reshape(len(self._inner), -1), nets.conv2) + nets.bias2

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from retalk_models.engine import VOICE_RATE
 from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, POINTS, mirror_index
-from retalk_models.phones import RunningMean, batch_scores
+from retalk_models.phones import RunningMean, batch_scores, step_powers
 from retalk_models.picture import F32
-from retalk_models.speech import LevelTracker, MelStream, features
+from retalk_models.speech import LevelTracker, features
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.batches import Bank, Sampler, real_banks, synthetic_banks
 from retalk_models.talkin.net import SpeechToExpression, step_position
@@ -237,10 +237,9 @@ class Trainer:
         net.load_state_dict(self.average)
         results = []
         for pair in self.held_out:
-            power = MelStream().push(pair.sound)
-            power = power[: len(power) // 2 * 2]
+            power = step_powers(pair.sound)
             heard = features(power, LevelTracker())
-            phones = batch_scores(power[None], RunningMean(1))
+            phones = batch_scores(power[None], [RunningMean()])
             with torch.no_grad():
                 value = net(torch.from_numpy(heard[None]), torch.from_numpy(phones))[0][0].numpy()
             value = value * self.spread + self.mean

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import retalk_models
-from retalk_models.phones import RunningMean, batch_scores
+from retalk_models.phones import RunningMean, batch_scores, step_powers
 from retalk_models.picture import F32
-from retalk_models.speech import LevelTracker, MelStream, features
+from retalk_models.speech import LevelTracker, features
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.net import (
     HISTORY_STEPS,
@@ -70,12 +70,11 @@ def _answers(stream: ExpressionStream, sound: F32, sizes: list[int]) -> list[F32
 def test_equals_torch() -> None:
     net, tensors = _tensors()
     sound = _sound(1.5, 1)
-    power = MelStream().push(sound)
-    power = power[: len(power) // 2 * 2]
+    power = step_powers(sound)
     heard = features(power, LevelTracker())[None]
     with torch.no_grad():
         value, gates, _ = net(
-            torch.from_numpy(heard), torch.from_numpy(batch_scores(power[None], RunningMean(1)))
+            torch.from_numpy(heard), torch.from_numpy(batch_scores(power[None], [RunningMean()]))
         )
     stream = SpeechToExpression(tensors).open_stream()
     stream.push(sound)
