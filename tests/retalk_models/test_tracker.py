@@ -10,7 +10,7 @@ import pytest
 
 from retalk_models.face.geometry import POINTS, fit_pose, template
 from retalk_models.face.tracker import FaceTracker, OneEuro, ShapeFilter, landmark_places, shrink
-from retalk_models.picture import Box
+from retalk_models.picture import U8, Box, Picture
 from tests.retalk_models.faces import noise, portrait
 
 
@@ -79,6 +79,19 @@ def test_closing_twice_is_fine() -> None:
     one = FaceTracker()
     one.close()
     one.close()
+
+
+@pytest.mark.parametrize("side", [1040, 1002, 700, 644])
+def test_a_ramp_stays_where_it_was_however_much_it_is_shrunk(side: int) -> None:
+    rising: U8 = np.tile(np.rint(np.linspace(0, 255, 1200)).astype(np.uint8), (1800, 1))
+    falling: U8 = np.asarray(255 - rising, np.uint8)
+    box = Box(100, 60, 100 + side, 60 + side)
+    up, down = (shrink(Picture(planes, 1200, 1200), box, 320) for planes in (rising, falling))
+    places = box.left + (np.arange(up.width) + 0.5) * box.width / up.width - 0.5
+    # Rounding errs to the same side in both, a shift to opposite ones.
+    apart = (up.y.astype(float) - down.y + 255) / 2 - places * 255 / 1199
+    assert abs(apart.mean()) < 0.02  # a tenth of a pixel
+    assert np.abs(apart).max() < 1
 
 
 def test_shrink_keeps_shape_and_mean() -> None:
