@@ -38,6 +38,9 @@ _SEAM_COVER = 0.85
 _NARROW = 0.07
 """A gap lower than this (plane units) lies in the shadow of the lips."""
 
+_CAST_REACH = 0.05
+"""How far down the upper teeth's shadow falls, plane units."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TeethPlane:
@@ -112,7 +115,8 @@ class MouthTexture:
     light: (3,) mean Y, U, V of the skin round the mouth where it was taken.
     split: the plane y between what stays with the skull and what rides on the jaw: the darkest row.
     depth: 0..1, how dark it is there; 0 where the rows of teeth meet. dark: (3,) Y, U, V of the unlit depth
-    behind them.
+    behind them. cast: 0..1, how dark a shadow the upper teeth throw on what a closer opening brings up to
+    them; a photograph has its own.
     """
 
     y: U8
@@ -124,6 +128,7 @@ class MouthTexture:
     split: float
     depth: float
     dark: F32
+    cast: float = 0.0
 
 
 def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) -> MouthTexture | None:
@@ -292,6 +297,9 @@ def _reference_place(
     depth = np.clip((y - top) / 0.02, 0, 1)
     sides = np.clip(np.minimum(x - opening.left, opening.right - x) / 0.06, 0, 1)
     shade = shadow * (0.75 + 0.25 * depth) * (0.75 + 0.25 * sides)
+    if texture.cast:
+        left_out = texture.cast * _smooth((upper_end - lower_start) / 0.04)
+        shade *= 1 - left_out * (y > upper_end) * (1 - _smooth((y - upper_end) / _CAST_REACH))
 
     unit = 1 / float(np.sqrt(abs(inverse[0, 0] * inverse[1, 1] - inverse[0, 1] * inverse[1, 0])))
     inside = np.minimum(y - top, bottom - y) * (unit / softness) + 0.5 * seam

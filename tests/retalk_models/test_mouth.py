@@ -93,6 +93,18 @@ def test_the_drawn_mouth_is_dark_with_a_soft_line_of_teeth() -> None:
     assert steps.max() < 60
 
 
+def test_the_drawn_mouth_is_red_not_olive_bug_it_kept_the_skins_blue_and_half_its_red() -> None:
+    texture = draw_cavity(Opening.of(template(), CANONICAL), LIGHT)
+    u, v = (texture.uv[texture.uv.shape[0] * 2 // 3 :, :, k].astype(float) - 128 for k in (0, 1))
+    assert np.abs(v.mean() / (LIGHT[2] - 128) - 0.72) < 0.05
+    assert np.abs(u.mean() / (LIGHT[1] - 128) - 0.5) < 0.15
+    # It rises to the tongue over many rows, from the dark.
+    column = texture.y[:, texture.y.shape[1] // 2].astype(int)
+    below = column[len(column) // 2 :]
+    assert below[-8] > below[0] + 20
+    assert np.abs(np.diff(below)).max() < 8
+
+
 def test_a_patch_lies_within_the_picture_even_at_its_edge() -> None:
     at = pose(scale=160.0, y=300.0)
     plane = TeethPlane.of(at, -0.3)
