@@ -171,13 +171,12 @@ def warp_field(
     step = (box.width / columns, box.height / rows)
 
     deep = np.concatenate([depth, np.full(len(ring), np.inf)])
-    order = np.argsort(-deep[active].mean(axis=1), kind="stable")
+    order = np.argsort(-(deep[active[:, 0]] + deep[active[:, 1]] + deep[active[:, 2]]), kind="stable")
     active, facing = active[order], facing[order]
     corners = (after[active] - (box.left - 0.5, box.top - 0.5)) / step - 0.5
     # A triangle seen from behind lies under its neighbours; the bridge over shut lips has no front.
     kept = _turn(corners) * facing >= 0
-    low, high = corners.min(axis=1), corners.max(axis=1)
-    kept &= ((high > -1) & (low < (columns, rows))).all(axis=1)
+    kept &= _reaches(corners, columns, rows)
     active, corners, bridge = active[kept], corners[kept], facing[kept] == 0
     index = rasterise(corners, rows, columns)
     offsets = _interpolate(corners, (before - after)[active], index)
@@ -192,10 +191,9 @@ def warp_field(
         seen = _region(np.concatenate([exact - _CLOSE_RIM, exact + _CLOSE_RIM]), frame_size)
     if seen is not None and _lies_within(seen, box, frame_size, feather):
         places = after[active] - (seen.left, seen.top)
-        low, high = places.min(axis=1), places.max(axis=1)
-        near = ((high > -1) & (low < (seen.width, seen.height))).all(axis=1)
+        near = _reaches(places, seen.width, seen.height)
         # Where the lips meet, the bridge between them is thinner than a pixel: dots of the inside.
-        near &= ~(bridge & (_height(places) < 1))
+        near[bridge] &= _height(places[bridge]) >= 1
         places, values = places[near], (before - after)[active[near]]
         detail = CloseUp(seen, _interpolate(places, values, rasterise(places, seen.height, seen.width)))
     field = WarpField(box, step, offsets, reach, detail)
@@ -211,6 +209,15 @@ def _lies_within(inner: Box, outer: Box, frame_size: tuple[int, int], feather: f
         and inner.right <= min(outer.right, frame_size[0] - feather)
         and inner.bottom <= min(outer.bottom, frame_size[1] - feather)
     )
+
+
+def _reaches(corners: F64, columns: int, rows: int) -> NDArray[np.bool_]:
+    """(t,) whether the box round a triangle (t, 3, 2) touches a grid."""
+    # Of three corners each: NumPy takes ten times as long to reduce an axis so short.
+    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+    low, high = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
+    touched = (high > -1) & (low < (columns, rows))
+    return np.asarray(touched[:, 0] & touched[:, 1])
 
 
 def _turn(corners: F64) -> F64:
@@ -308,20 +315,21 @@ def _interpolate(corners: F64, values: F64, index: I32) -> F32:
     shift1, shift2 = -(first * a).sum(axis=1, keepdims=True), -(second * a).sum(axis=1, keepdims=True)
     rise1, rise2 = values[:, 1] - values[:, 0], values[:, 2] - values[:, 0]
     columns_of = [first, shift1, second, shift2, values[:, 0], rise1, rise2]
-    table = np.concatenate(columns_of, axis=1).astype(np.float32)
-    nodes = np.flatnonzero(index >= 0)
-    cell = table.take(index.reshape(-1)[nodes], axis=0).T
+    table = np.ascontiguousarray(np.concatenate(columns_of, axis=1).T, np.float32)
+    # Every node, covered or not: to pick those that are out and put them back takes as long as the sums.
+    owner = np.maximum(index, 0).astype(np.intp)
     rows, columns = index.shape
-    x = np.tile(np.arange(columns, dtype=np.float32), rows)[nodes]
-    y = np.repeat(np.arange(rows, dtype=np.float32), columns)[nodes]
+    x, y = np.arange(columns, dtype=np.float32), np.arange(rows, dtype=np.float32)[:, None]
     # A node on a thin triangle's rim may lie beside it: held to its edge, the map stays continuous.
-    along1 = np.clip(cell[0] * x + cell[1] * y + cell[2], 0, 1)
-    along2 = np.clip(cell[3] * x + cell[4] * y + cell[5], 0, 1 - along1)
-    out: F32 = np.zeros((rows * columns, 2), np.float32)
+    along1 = np.clip(table[0].take(owner) * x + table[1].take(owner) * y + table[2].take(owner), 0, 1)
+    along2 = table[3].take(owner) * x + table[4].take(owner) * y + table[5].take(owner)
+    along2 = np.maximum(np.minimum(along2, 1 - along1), 0)
+    out: F32 = np.empty((rows, columns, 2), np.float32)
     for axis in (0, 1):
-        start, rise_one, rise_two = cell[6 + axis], cell[8 + axis], cell[10 + axis]
-        out[nodes, axis] = start + along1 * rise_one + along2 * rise_two
-    return out.reshape(rows, columns, 2)
+        start, rise_one, rise_two = (table[row + axis].take(owner) for row in (6, 8, 10))
+        out[..., axis] = start + along1 * rise_one + along2 * rise_two
+    out[index < 0] = 0
+    return out
 
 
 def _soft_inside(inside: NDArray[np.uint8], cells: int) -> F32:
