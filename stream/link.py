@@ -11,6 +11,7 @@ from stream.runner import EngineRunner
 from stream.windows import Window
 
 _FIRST_CALL_PATIENCE = 10
+_CLOSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +95,7 @@ class EngineLink:
         if handle is None:
             return
         try:
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(_CLOSE_S):
                 await self._runner.close(handle)
         except TimeoutError:
             self._runner.abandon(handle)

@@ -85,6 +85,7 @@ class _Open:
     session: EngineSession
     batching: BatchEngine | None
     lane: int | None
+    closing: bool = False
 
 
 class Scheduler:
@@ -135,15 +136,12 @@ class Scheduler:
             with self.changed:
                 unwanted = True
             if made:
-                self._close_unasked(handle, made[0])
+                self._enter(handle, engine, made[0])
+                self._close_unasked(handle)
             else:
                 self.abandon(handle)
             raise
-        with self.changed:
-            batching = engine if isinstance(engine, BatchEngine) else None
-            lane = session.lane if isinstance(session, LanedSession) else None
-            self._open[handle] = _Open(session, batching, lane)
-            self.shares.join(handle)
+        self._enter(handle, engine, session)
         return handle
 
     async def run(self, handle: int, window: EngineWindow, due_in_us: int) -> EngineResult:
@@ -151,13 +149,12 @@ class Scheduler:
         return await self._call(handle, lambda: session.process(window), due_in_us / 1e6, window)
 
     async def close(self, handle: int) -> None:
-        opened = self._forget(handle)
-        if opened is not None:
+        closed = self._begin_closing(handle)
+        if closed is not None:
             # Who no longer waits for it still wants it closed.
-            await asyncio.shield(self._submit(handle, opened.session.close, 0.0, closing=True))
+            await asyncio.shield(closed)
 
     def abandon(self, handle: int) -> None:
-        opened = self._forget(handle)
         with self.changed:
             stuck = next((w for w in self._workers if handle in w.handles), None)
             for job in [job for job in self.jobs if job.handle == handle]:
@@ -165,9 +162,9 @@ class Scheduler:
                     self.jobs.remove(job)
                     job.done.cancel()
             if stuck is None:
-                if opened is not None:
-                    self._close_unasked(handle, opened.session)
+                self._close_unasked(handle)
                 return
+            opened = self._forget(handle)
             stuck.leaving = True
             self._workers.remove(stuck)
             self._lost = [w for w in self._lost if w.is_alive()] + [stuck]
@@ -175,12 +172,13 @@ class Scheduler:
             for job in stuck.batch:
                 if job.handle != handle:
                     # Its state is in the hands of a thread that may yet go on.
-                    self._open.pop(job.handle, None)
-                    self.shares.leave(job.handle)
+                    self._forget(job.handle)
                     job.loop.call_soon(_settle, job.done, None, BatchLost(self._name))
             waiting = bool(self.jobs)
             self.changed.notify_all()
-        if opened is not None and isinstance(opened.session, LanedSession):
+        # A closing ends by itself; to end its lane would cost the others that are in it.
+        closes = any(job.closing for job in stuck.batch)
+        if opened is not None and isinstance(opened.session, LanedSession) and not closes:
             opened.session.abort()
         if waiting:
             self._ensure_worker()
@@ -225,11 +223,36 @@ class Scheduler:
             self.changed.notify_all()
         return done
 
-    def _close_unasked(self, handle: int, session: EngineSession) -> None:
+    def _enter(self, handle: int, engine: Engine, session: EngineSession) -> None:
+        batching = engine if isinstance(engine, BatchEngine) else None
+        lane = session.lane if isinstance(session, LanedSession) else None
+        with self.changed:
+            self._open[handle] = _Open(session, batching, lane)
+            self.shares.join(handle)
+
+    def _begin_closing(self, handle: int) -> asyncio.Future[None] | None:
+        """Close a session after its call under way; None where there is none, or it closes already.
+
+        It stays known until then: where that call hangs, `abandon` has to know what to end.
+        """
+        with self.changed:
+            opened = self._open.get(handle)
+            if opened is None or opened.closing:
+                return None
+            opened.closing = True
+            self.shares.leave(handle)
+            try:
+                return self._submit(handle, opened.session.close, 0.0, closing=True)
+            except EngineStuck:
+                self._forget(handle)
+                raise
+
+    def _close_unasked(self, handle: int) -> None:
         """Close a session for which nobody waits any more."""
         with contextlib.suppress(EngineStuck):
-            done = self._submit(handle, session.close, 0.0, closing=True)
-            done.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            closed = self._begin_closing(handle)
+            if closed is not None:
+                closed.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
     def _forget(self, handle: int) -> _Open | None:
         with self.changed:
@@ -283,6 +306,16 @@ class Scheduler:
     def _lane(self, job: _Job) -> int | None:
         opened = self._open.get(job.handle)
         return None if job.window is None or opened is None else opened.lane
+
+    def finish(self, batch: list[_Job], spent_s: float) -> None:
+        """A call has ended, with a result or without."""
+        now_s = time.monotonic()
+        self.running -= {job.handle for job in batch}
+        for job in batch:
+            self.shares.spend(job.handle, spent_s / len(batch), now_s)
+            if job.closing:
+                self._forget(job.handle)
+        self.changed.notify_all()
 
     def _company_may_come(self, engine: BatchEngine) -> bool:
         busy = self.running | {job.handle for job in self.jobs}
@@ -347,11 +380,8 @@ class _Worker(threading.Thread):
             with scheduler.changed:
                 if self.leaving:
                     return  # given up meanwhile: what it held belongs to others now
-                scheduler.running -= self.handles
-                for job in self.batch:
-                    scheduler.shares.spend(job.handle, spent_s / len(self.batch), time.monotonic())
+                scheduler.finish(self.batch, spent_s)
                 self.batch = []
-                scheduler.changed.notify_all()
 
     def _do(self, batch: list[_Job]) -> None:
         if not batch:

@@ -154,7 +154,8 @@ def test_sessions_go_where_the_fewest_are_and_processes_are_kept_ahead() -> None
         assert engine.open_session(EngineOptions()).lane == lanes[2]
 
 
-async def test_a_call_that_hangs_is_ended_and_the_session_can_be_opened_anew() -> None:
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_call_that_hangs_is_ended_and_the_session_can_be_opened_anew(closes: bool) -> None:
     with in_processes(engines_elsewhere.fake) as engine:
         scheduler = Scheduler(workers=1, spare_threads=0)
         before = threading.active_count()
@@ -164,6 +165,9 @@ async def test_a_call_that_hangs_is_ended_and_the_session_can_be_opened_anew() -
             hung = asyncio.create_task(scheduler.run(handle, window(HANG), 0))
             await asyncio.sleep(0.1)
             hung.cancel()
+            if closes:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(scheduler.close(handle), 0.01)
             scheduler.abandon(handle)
             await asyncio.to_thread(wait_until, partial(gone, child, before))
         handle = await scheduler.open(engine, EngineOptions())
