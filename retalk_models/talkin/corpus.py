@@ -15,6 +15,7 @@ from retalk_models.engine import VOICE_RATE
 from retalk_models.picture import F32
 
 LANDMARKS = 478
+COLUMNS = frozenset({"set", "file", "lips_minus_sound_ms", "image_only"})
 
 SAME_PERSON = {"a12": "a02", "a21": "a20", "b33": "b27"}
 """Clips (by catalogue number) that show a person whom an earlier clip shows; seen by looking at them."""
@@ -73,14 +74,18 @@ class ClipTrack:
 def read_catalogue(clips: Path, subset: str) -> list[ClipEntry]:
     """The catalogue's rows of one set ("train" or "open"), in its order.
 
-    Raises FileNotFoundError, naming the file, where the catalogue or a clip is missing.
+    Raises FileNotFoundError, naming the file, where the catalogue or a clip is missing; ValueError where the
+    catalogue has other columns, or no clip of the set.
     """
     catalogue = clips / "clips.csv"
     if not catalogue.is_file():
         raise FileNotFoundError(f"{catalogue}: no catalogue; --clips must name the folder with clips.csv")
     entries = []
     with catalogue.open(newline="", encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
+        rows = csv.DictReader(handle)
+        if missing := COLUMNS - set(rows.fieldnames or ()):
+            raise ValueError(f"{catalogue}: lacks the columns {', '.join(sorted(missing))}")
+        for row in rows:
             if row["set"] != subset:
                 continue
             path = clips / row["file"]
@@ -90,6 +95,8 @@ def read_catalogue(clips: Path, subset: str) -> list[ClipEntry]:
             entries.append(
                 ClipEntry(path, float(offset) / 1000 if offset else None, row["image_only"] == "no")
             )
+    if not entries:
+        raise ValueError(f"{catalogue}: no clip of the set {subset!r}")
     return entries
 
 

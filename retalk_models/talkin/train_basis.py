@@ -7,7 +7,6 @@ Deterministic: least squares and principal components, no random numbers.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from retalk_models.face.geometry import (
     fit_similarity,
 )
 from retalk_models.picture import F32
+from retalk_models.talkin.arguments import TrainingParser
 from retalk_models.talkin.corpus import cached_track, person_of, read_catalogue
 
 SIZE = 10
@@ -182,19 +182,29 @@ def learn(people: list[F32], size: int = SIZE) -> dict[str, NDArray[np.float32]]
     }
 
 
+def _people(clips: Path, cache: Path) -> list[F32]:
+    people: dict[str, list[F32]] = {}
+    for entry in read_catalogue(clips, "train"):
+        track = cached_track(entry, cache)
+        if track.found.any():
+            people.setdefault(person_of(entry.name), []).append(track.points[track.found])
+    if not people:
+        raise ValueError(f"{clips}: no clip of the set 'train' shows a face")
+    return [np.concatenate(parts) for parts in people.values()]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = TrainingParser(__doc__)
     parser.add_argument("--clips", type=Path, required=True, help="folder with clips.csv and train/")
     parser.add_argument("--cache", type=Path, required=True, help="folder that keeps the tracked landmarks")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     options = parser.parse_args()
-    people: dict[str, list[F32]] = {}
-    for entry in read_catalogue(options.clips, "train"):
-        track = cached_track(entry, options.cache)
-        people.setdefault(person_of(entry.name), []).append(track.points[track.found])
-    tensors = learn([np.concatenate(parts) for parts in people.values()])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(options.out))
+    try:
+        tensors = learn(_people(options.clips, options.cache))
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, str(options.out))
+    except (OSError, ValueError) as error:
+        parser.refuse(error)
     print(f"wrote {options.out} ({options.out.stat().st_size / 1e3:.0f} kB)")
 
 

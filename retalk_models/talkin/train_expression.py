@@ -9,7 +9,6 @@ checkpoints. The same seed gives the same batches.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,6 +18,7 @@ import torch
 from safetensors.numpy import save_file
 
 from retalk_models.picture import F32
+from retalk_models.talkin.arguments import TrainingParser
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.corpus import read_catalogue
 from retalk_models.talkin.net import WEIGHTS_FILE, SpeechToExpression, join
@@ -80,7 +80,7 @@ def train(recipe: Recipe, pairs: Sequence[Pair], out: Path) -> list[ClipScore]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = TrainingParser(__doc__)
     parser.add_argument("--clips", type=Path, required=True, help="folder with clips.csv and train/")
     parser.add_argument("--cache", type=Path, required=True, help="folder that keeps the tracked landmarks")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, checkpoints and reports")
@@ -91,9 +91,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     try:
         entries = read_catalogue(options.clips, "train")
-    except FileNotFoundError as error:
-        parser.error(str(error))
-    pairs = read_pairs(entries, options.cache, ExpressionBasis.load())
+        pairs = read_pairs(entries, options.cache, ExpressionBasis.load())
+    except (OSError, ValueError) as error:
+        parser.refuse(error)
     print(f"{len(pairs)} clips, {sum(map(seconds_of, pairs)):.0f} s of speech with lips", flush=True)
     recipe = replace(Recipe(), seed=options.seed, steps=options.steps)
     train(recipe, pairs, options.out)

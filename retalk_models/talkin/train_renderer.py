@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from retalk_models.talkin.arguments import TrainingParser
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.corpus import read_catalogue
 from retalk_models.talkin.crop_corpus import CropClip, build, read
@@ -125,7 +126,7 @@ def _device(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = TrainingParser(__doc__)
     parser.add_argument("--clips", type=Path, help="folder with clips.csv and train/")
     parser.add_argument("--cache", type=Path, help="folder that keeps tracked landmarks and crops")
     parser.add_argument("--out", type=Path, help="folder for weights, checkpoints and reports")
@@ -145,7 +146,7 @@ def main() -> None:
     try:
         (_train if options.adapt is None else _adapt)(options)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.refuse(error)
 
 
 if __name__ == "__main__":

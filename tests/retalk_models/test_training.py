@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from retalk_models.phones import acoustic_model
 from retalk_models.picture import F32
-from retalk_models.talkin import augment, trainer
+from retalk_models.talkin import augment, train_basis, train_expression, train_renderer, trainer
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.batches import FRAMES, Sampler, real_banks, synthetic_banks
 from retalk_models.talkin.corpus import person_of, read_catalogue
@@ -181,6 +183,43 @@ def test_a_short_run_learns_and_its_spread_is_matched(tmp_path: Path) -> None:
 def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"clips\.csv: no catalogue"):
         read_catalogue(tmp_path, "train")
+
+
+def test_a_catalogue_of_other_columns_or_without_a_clip_is_named(tmp_path: Path) -> None:
+    catalogue = tmp_path / "clips.csv"
+    catalogue.write_text("name,set\nanna,train\n")
+    with pytest.raises(ValueError, match=r"clips\.csv: lacks the columns file, image_only, lips"):
+        read_catalogue(tmp_path, "train")
+    catalogue.write_text("set,file,lips_minus_sound_ms,image_only\nopen,a.mp4,,no\n")
+    with pytest.raises(ValueError, match=r"clips\.csv: no clip of the set 'train'"):
+        read_catalogue(tmp_path, "train")
+
+
+@pytest.mark.parametrize("command", [train_basis, train_expression, train_renderer])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--clips", "nodir", "--cache", "x", "--out", "y"], "nodir/clips.csv: no catalogue"),
+        (["--nope", "--clips", "nodir", "--cache", "x", "--out", "y"], "--nope"),
+    ],
+)
+def test_a_training_command_says_what_is_wrong_in_one_line(
+    command: ModuleType,
+    arguments: list[str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["retalk train", *arguments])
+    with pytest.raises(SystemExit) as exited:
+        command.main()
+    said = capsys.readouterr()
+    assert exited.value.code == 2
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert said.err.startswith("retalk train: ")
+    assert named in said.err
 
 
 def test_the_catalogue_gives_lags_in_seconds(clips: Path) -> None:
