@@ -97,7 +97,10 @@ class Subscription:
 
     def put_video(self, packet: EncodedVideo) -> None:
         if len(self._video) >= _QUEUE_VIDEO:
-            self.drop_video()
+            # No key frame at once: one slow viewer is not to cost all others their picture's sharpness.
+            self.dropped += len(self._video)
+            self._video.clear()
+            self._needs_keyframe = True
         if packet.keyframe:
             self._needs_keyframe = False
         if self._needs_keyframe:
@@ -114,20 +117,21 @@ class Subscription:
         self._audio_bell.set()
 
     def drop_video(self) -> None:
-        """Forget undelivered pictures; what follows is useless until the next key frame."""
+        """Forget undelivered pictures."""
         if self._video:
             self.dropped += len(self._video)
             self._video.clear()
-            self._wait_for_keyframe()
+            self.start_over()
 
     def miss_video(self) -> None:
-        """A picture that was encoded never comes; what follows is useless until the next key frame."""
+        """A picture that was encoded never comes."""
         self.dropped += 1
-        self._wait_for_keyframe()
+        self.start_over()
 
-    def _wait_for_keyframe(self) -> None:
+    def start_over(self) -> None:
+        """Deliver no picture until a key frame, without which none can be decoded. It is made at once."""
         self._needs_keyframe = True
-        self._hub.request_keyframe(self.codec)
+        self._hub.request_keyframe(self.codec, at_once=True)
 
     def drop_audio(self) -> None:
         self.dropped += len(self._audio)
@@ -145,6 +149,12 @@ class _Lane:
         self.keyframe_wanted = True
         self.keyframe_us = -_KEYFRAME_EVERY_US
         self.bit_rate: int | None = None
+
+    def want_keyframe(self, at_once: bool) -> None:
+        """Make a key frame next. at_once: however soon after the last one; else a second after it."""
+        self.keyframe_wanted = True
+        if at_once:
+            self.keyframe_us = -_KEYFRAME_EVERY_US
 
     def worth(self, bit_rate: int | None, keyframe: bool, spaced: bool) -> bool:
         """Whether to go to another bit rate with the next frame.
@@ -186,9 +196,8 @@ class EncodedHub:
             subscription.finish()
             return subscription
         self._subscriptions.append(subscription)
-        lane = self._lanes.setdefault(codec, _Lane(codec))
-        lane.keyframe_wanted = True
-        lane.keyframe_us = -_KEYFRAME_EVERY_US
+        self._lanes.setdefault(codec, _Lane(codec))
+        subscription.start_over()
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -197,10 +206,10 @@ class EncodedHub:
         if all(other.codec != subscription.codec for other in self._subscriptions):
             self._lanes.pop(subscription.codec, None)
 
-    def request_keyframe(self, codec: Codec) -> None:
+    def request_keyframe(self, codec: Codec, at_once: bool = False) -> None:
         lane = self._lanes.get(codec)
         if lane is not None:
-            lane.keyframe_wanted = True
+            lane.want_keyframe(at_once)
 
     def video(self, frame: DubbedFrame) -> None:
         if not self._lanes:

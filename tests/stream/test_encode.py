@@ -363,38 +363,73 @@ async def test_interruption_empties_every_queue() -> None:
         assert len(viewer) == 0
         assert bench.hub.counts()["encode_queue"] == 0
         bench.count += 1
-        await bench.clock.sleep_until(bench.clock.now_us() + 1_000_000)
         await bench.show(picture(1), 2, epoch=1)
         assert [packet.keyframe for packet in await fetched(viewer)] == [True, False]
 
 
+def interrupt_while_encoding(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next picture is in the encoder as the voice is interrupted, for the first time."""
+    loop = asyncio.get_running_loop()
+    encode, again = VideoEncoder.encode, 0
+
+    def interrupted(*given: Any) -> EncodedVideo | None:
+        nonlocal again
+        again += 1
+        if again == 1:
+            done = threading.Event()
+            loop.call_soon_threadsafe(bench.hub.interrupt, 1)
+            loop.call_soon_threadsafe(done.set)
+            assert done.wait(5)
+        return encode(*given)
+
+    monkeypatch.setattr(VideoEncoder, "encode", interrupted)
+
+
+@pytest.mark.parametrize("codec", ["H264", "VP8"])
 async def test_a_picture_in_the_encoder_while_the_voice_is_interrupted_is_not_seen(
-    monkeypatch: pytest.MonkeyPatch,
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """bug: the picture then stood still for up to a second, key frames being that far apart."""
     async with hub() as bench:
-        viewer = bench.hub.subscribe("H264")
+        viewer = bench.hub.subscribe(codec)
         await bench.show(picture(1), 2)
         await fetched(viewer)
-        loop = asyncio.get_running_loop()
-        encode, again = VideoEncoder.encode, 0
-
-        def interrupted(*given: Any) -> EncodedVideo | None:
-            nonlocal again
-            again += 1
-            if again == 1:
-                done = threading.Event()
-                loop.call_soon_threadsafe(bench.hub.interrupt, 1)
-                loop.call_soon_threadsafe(done.set)
-                assert done.wait(5)
-            return encode(*given)
-
-        monkeypatch.setattr(VideoEncoder, "encode", interrupted)
+        interrupt_while_encoding(bench, monkeypatch)
         await bench.show(picture(2))
         assert bench.hub.counts()["viewer_dropped"] == 1
         assert len(viewer) == 0
-        await bench.clock.sleep_until(bench.clock.now_us() + 1_000_000)
+        await bench.show(picture(1), 2, epoch=1)
+        packets = await fetched(viewer)
+    assert [packet.keyframe for packet in packets] == [True, False]
+    assert len(decode(codec, packets)) == 2
+
+
+async def test_pictures_forgotten_at_an_interruption_are_followed_by_a_key_frame_at_once() -> None:
+    """bug: it came up to a second later."""
+    async with hub() as bench:
+        viewer, other = bench.hub.subscribe("H264"), bench.hub.subscribe("H264")
+        await bench.show(picture(1), 3)
+        await fetched(other)
+        bench.hub.interrupt(1)
         await bench.show(picture(1), 2, epoch=1)
         assert [packet.keyframe for packet in await fetched(viewer)] == [True, False]
+        await fetched(other)
+        bench.hub.interrupt(2)
+        await bench.show(picture(1), 2, epoch=2)
+        assert [packet.keyframe for packet in await fetched(viewer)] == [False, False], "nothing was lost"
+
+
+async def test_viewers_that_do_not_fetch_cost_the_others_one_key_frame_a_second_at_most() -> None:
+    async with hub() as bench:
+        viewer, keys = bench.hub.subscribe("H264"), []
+        for _ in range(4):  # their queues are full at different times
+            bench.hub.subscribe("H264")
+            await bench.show(picture(1), 7)
+        await fetched(viewer)
+        for _ in range(100):
+            await bench.show(picture(1))
+            keys += [packet.keyframe for packet in await fetched(viewer)]
+    assert min(np.diff(np.flatnonzero(keys))) >= 25
 
 
 async def test_subscribers_are_told_of_the_end() -> None:
