@@ -59,13 +59,17 @@ _TURN = 0.3
 _SPREAD_MOST = np.array([9, 2, 2], np.float32)
 """No point is allowed more spread than this: a lip that is now lit, now dark, is still a lip."""
 
+_SHADED = (33, 263, 159, 386, 2)
+"""Outer corners and upper lids of the eyes, and the base of the nose: what lies between has the face's own
+shadows."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
     """One frame's surface.
 
     hidden: 0..1, the share of the mouth's surroundings that does not look as it did; 0 while still learning.
-    light: (3,) Y, U, V of the bare skin next to the mouth.
+    light: (4,) Y, U, V of the bare skin next to the mouth, and Y of the face's darkest spots.
     """
 
     hidden: float
@@ -98,8 +102,22 @@ def _sample_planes(planes: Sequence[U8], at: F32, margin: int, blur: int) -> F32
 
 
 def mouth_light(face: TrackedFace) -> F32:
-    """(3,) Y, U, V of the bare skin next to the mouth: the median, so that no shadow or highlight rules."""
-    return _middle(sample(face, face.points[list(CHEEK_SKIN), :2]))
+    """(4,) Y, U, V of the bare skin next to the mouth: the median, so that no shadow or highlight rules.
+
+    And Y of the darkest spots between brows and upper lip: pupils, lashes and nostrils, which tell how
+    dark this picture is where no light falls.
+    """
+    return _with_darkest(_middle(sample(face, face.points[list(CHEEK_SKIN), :2])), face)
+
+
+def _with_darkest(light: F32, face: TrackedFace) -> F32:
+    view, box = face.view, face.view_box
+    at = (face.points[list(_SHADED), :2] - (box.left, box.top)) * (view.width / box.width)
+    (left, top), (right, bottom) = np.floor(at.min(axis=0)).astype(int), np.ceil(at.max(axis=0)).astype(int)
+    luma = view.y[max(0, top) : bottom + 1 : 2, max(0, left) : right + 1 : 2].reshape(-1)
+    rank = len(luma) // 50
+    darkest = float(np.partition(luma, rank)[rank]) if len(luma) else 16.0
+    return np.append(light, np.float32(min(darkest, light[0])))
 
 
 def _middle(seen: F32) -> F32:
@@ -130,7 +148,8 @@ class SurfaceMemory:
         lips = 0.6 * points[self._outer] + 0.4 * points[self._inner]
         seen = sample(face, np.concatenate([lips, points[self._skin]]))
         mouth, upper, cheeks = np.split(seen, (self._around, self._around + len(UPPER_SKIN)))
-        return Look(self._hidden(mouth, _middle(upper), yaw, elapsed_s), _middle(cheeks))
+        light = _with_darkest(_middle(cheeks), face)
+        return Look(self._hidden(mouth, _middle(upper), yaw, elapsed_s), light)
 
     def _hidden(self, seen: F32, light: F32, yaw: float, elapsed_s: float) -> float:
         relative = seen - light

@@ -32,8 +32,8 @@ class Sighting:
     """What is known of the face in one frame.
 
     strength: 0..1, how much of a dub may show. face, light: None where there is nothing to draw on;
-    light is (3,) mean Y, U, V of the skin round the mouth. tracked: whether the face was measured in this
-    frame and is good enough to learn from.
+    light is (4,) mean Y, U, V of the skin round the mouth and Y of the face's darkest spots.
+    tracked: whether the face was measured in this frame and is good enough to learn from.
     """
 
     state: FaceState

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from retalk_models.picture import F32
-from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, dark_of
+from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, black_of, dark_of
 
 _PER_UNIT = 320
 """Pixels per plane unit (the outer eye corners' distance) of the drawn texture."""
@@ -30,7 +30,7 @@ _TINT = (0.5, 0.72)
 def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
     """The drawn texture for a person.
 
-    lip_line: the neutral mouth's opening. light: (3,) mean Y, U, V of the skin round the mouth.
+    lip_line: the neutral mouth's opening. light: (4,) as in MouthTexture.
     """
     width, height = round(2 * _HALF_WIDTH * _PER_UNIT) & ~1, round((_ABOVE + _BELOW) * _PER_UNIT) & ~1
     middle = (lip_line.left + lip_line.right) / 2
@@ -41,7 +41,8 @@ def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
     across = x / half_mouth
 
     skin = max(40.0, float(light[0])) - 16
-    tint = light[1:] - 128
+    tint = light[1:3] - 128
+    black = black_of(light)
     # What lies below the teeth rides on the jaw: tongue and gums by their distance from the lower lip.
     rise = np.interp(_BELOW - y, _TONGUE[0], _TONGUE[1])
     middle_line = 1 - 0.1 * np.exp(-((x / 0.03) ** 2))
@@ -57,7 +58,8 @@ def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
     u = 128 + tint[0] * _TINT[0] * np.ones_like(luma)
     v = 128 + tint[1] * ((1 - teeth) * _TINT[1] + teeth * _TINT[0])
 
-    planes = [cv2.GaussianBlur(np.asarray(16 + luma, np.float32), (0, 0), 1.6)]
+    luma = black + luma * max(0.2, 1 - (black - 16) / skin)
+    planes = [cv2.GaussianBlur(np.asarray(luma, np.float32), (0, 0), 1.6)]
     uv = np.stack([cv2.resize(np.asarray(p, np.float32), (width // 2, height // 2)) for p in (u, v)], axis=-1)
     plane = TeethPlane(
         np.eye(2, dtype=np.float32) * _PER_UNIT,

@@ -35,6 +35,13 @@ _SEAM = 0.03
 _SEAM_COVER = 0.85
 """How dark the line between shut lips is drawn over them."""
 
+_TONGUE = 0.09
+"""Luma that the tongue adds to the unlit depth where nothing was ever seen, of the skin's."""
+
+_UNDER = 0.55
+"""How far above black a mouth's depth stays, of how far the face's darkest spots do: in a pale picture from a
+cheap camera a black hole is nobody's mouth."""
+
 _NARROW = 0.07
 """A gap lower than this (plane units) lies in the shadow of the lips."""
 
@@ -112,7 +119,7 @@ class MouthTexture:
 
     y: (h, w) and uv: (h / 2, w / 2, 2) uint8, a crop whose top left sample is pixel `corner` of `plane`'s
     picture.
-    light: (3,) mean Y, U, V of the skin round the mouth where it was taken.
+    light: (4,) mean Y, U, V of the skin round the mouth where it was taken, Y of the face's darkest spots.
     split: the plane y between what stays with the skull and what rides on the jaw: the darkest row.
     depth: 0..1, how dark it is there; 0 where the rows of teeth meet. dark: (3,) Y, U, V of the unlit depth
     behind them. cast: 0..1, how dark a shadow the upper teeth throw on what a closer opening brings up to
@@ -154,18 +161,21 @@ def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) ->
 def dark_of(light: F32) -> F32:
     """(3,) Y, U, V of the mouth's unlit depth for a skin of this light: skin's hue, much darker and
     duller."""
-    luma, u, v = (float(value) for value in light)
-    return np.array(
-        [16 + 0.1 * max(0.0, luma - 16), 128 + 0.15 * (u - 128), 128 + 0.45 * (v - 128)], np.float32
-    )
+    luma, u, v = (float(value) for value in light[:3])
+    dark = max(16 + 0.1 * max(0.0, luma - 16), black_of(light))
+    return np.array([dark, 128 + 0.4 * (u - 128), 128 + 0.75 * (v - 128)], np.float32)
+
+
+def black_of(light: F32) -> float:
+    """The least luma that a picture in this light may have in a mouth: a little under the face's darkest."""
+    return 16 + _UNDER * max(0.0, float(light[3]) - 16)
 
 
 def _seam_tone(light: F32) -> F32:
     """(3,) Y, U, V of the line between shut lips: lips in their own shadow."""
-    luma, u, v = (float(value) for value in light)
-    return np.array(
-        [16 + 0.28 * max(0.0, luma - 16), 128 + 0.5 * (u - 128), 132 + 0.9 * (v - 128)], np.float32
-    )
+    luma, u, v = (float(value) for value in light[:3])
+    dark = max(16 + 0.28 * max(0.0, luma - 16), black_of(light))
+    return np.array([dark, 128 + 0.5 * (u - 128), 132 + 0.9 * (v - 128)], np.float32)
 
 
 def _find_split(
@@ -198,7 +208,7 @@ def draw_mouth(
 ) -> Patch | None:
     """Fill the opening of the target points, (478, 2) pixels, with a texture.
 
-    light: (3,) mean Y, U, V of the skin round the mouth in this frame. softness: the edge's width in pixels.
+    light: (4,) as in MouthTexture, of this frame. softness: the edge's width in pixels.
     seam: 0..1, how much of a shadow to lay between shut lips, where the frame's own lips are apart and theirs
     is
     not there. fine: match light and colour to the frame.
@@ -210,7 +220,7 @@ def draw_mouth(
     if box is None:
         return None
     opening = Opening.of(points, plane)
-    x, y, shade, unseen, shut, cover = _reference_place(opening, texture, plane, box, softness, seam)
+    x, y, shade, unseen, tongue, shut, cover = _reference_place(opening, texture, plane, box, softness, seam)
     if cover.max() <= 0:
         return None
     place = texture.plane.to_pixels(np.stack([x, y], axis=-1)) - np.array(texture.corner, np.float32)
@@ -219,16 +229,18 @@ def draw_mouth(
         if not fine
         else float(np.clip((light[0] - 16) / max(8.0, float(texture.light[0]) - 16), 0.5, 2.0))
     )
-    tint = np.clip(light[1:] - texture.light[1:], -12, 12) * float(fine)
+    tint = np.clip(light[1:3] - texture.light[1:3], -12, 12) * float(fine)
     luma = cv2.remap(texture.y, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     half = (cv2.resize(place, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) - 0.5) / 2
     chroma = cv2.remap(texture.uv, half, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    lit = luma + unseen * (texture.dark[0] - luma)
+    hollow = texture.dark[0] + tongue * (_TONGUE * max(0.0, float(texture.light[0]) - 16))
+    lit = luma + unseen * (hollow - luma)
     colour = chroma + cv2.resize(unseen, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[..., None] * (
         texture.dark[1:] - chroma
     )
     seam_tone = _seam_tone(light)
-    drawn = 16 + (lit - 16) * (gain * shade)
+    drawn = 16 + (lit - 16) * gain
+    drawn -= np.maximum(drawn - black_of(light), 0) * (1 - shade)
     drawn += shut * (seam_tone[0] - drawn)
     colour = colour + tint
     colour += cv2.resize(shut, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[..., None] * (
@@ -254,10 +266,10 @@ def _even_box(low: F32, high: F32, picture: Picture) -> Box | None:
 
 def _reference_place(
     opening: Opening, texture: MouthTexture, plane: TeethPlane, box: Box, softness: float, seam: float
-) -> tuple[F32, F32, F32, F32, F32, F32]:
+) -> tuple[F32, F32, F32, F32, F32, F32, F32]:
     """For every pixel of the box: plane x and y in the reference, a shade factor, how far it was never seen,
-    how
-    far the lips are shut there, and how much of the pixel lies in the opening."""
+    how far the tongue rises in what was not, how far the lips are shut there, and how much of the pixel lies
+    in the opening."""
     held = texture.opening
     columns, rows = np.meshgrid(
         np.arange(box.left, box.right, dtype=np.float32), np.arange(box.top, box.bottom, dtype=np.float32)
@@ -290,6 +302,7 @@ def _reference_place(
     edge = 0.014
     hollow = _smooth((y - upper_end) / edge + 0.5) * (1 - _smooth((y - lower_start) / edge + 0.5))
     unseen = hollow * _smooth((lower_start - upper_end) / 0.02)
+    tongue = _smooth((y - upper_end) / np.maximum(lower_start - upper_end, 1e-3))
     down = np.clip(down, held_top, held_bottom)
 
     gap = np.maximum(bottom - top, 0)
@@ -312,6 +325,7 @@ def _reference_place(
         np.asarray(down, np.float32),
         np.asarray(shade, np.float32),
         np.asarray(unseen, np.float32),
+        np.asarray(tongue, np.float32),
         np.asarray(1 - _smooth(gap / _SEAM), np.float32),
         np.asarray(cover, np.float32),
     )

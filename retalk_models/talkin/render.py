@@ -75,7 +75,7 @@ def draw(
 ) -> Drawing | None:
     """The drawing for one frame, or None where nothing is to change.
 
-    light: (3,) Y, U, V of the skin round the mouth. strength: 0..1. fine: with light and detail matched.
+    light: (4,) as in MouthTexture. strength: 0..1. fine: with light and detail matched.
     """
     width = face_width(face.points)
     field = warp_field(

@@ -8,11 +8,20 @@ import pytest
 from retalk_models.face.geometry import template
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.cavity import draw_cavity
-from retalk_models.talkin.mouth import TEETH_DEPTH, MouthTexture, Opening, TeethPlane, cut_texture, draw_mouth
+from retalk_models.talkin.mouth import (
+    TEETH_DEPTH,
+    MouthTexture,
+    Opening,
+    TeethPlane,
+    black_of,
+    cut_texture,
+    dark_of,
+    draw_mouth,
+)
 from retalk_models.talkin.references import MouthReferences, texture_quality
 from tests.retalk_models.faces import noise, points, pose
 
-LIGHT = np.array([150, 118, 146], np.float32)
+LIGHT = np.array([150, 118, 146, 26], np.float32)
 AT = pose(scale=160.0, y=180.0)
 PLANE = TeethPlane.of(AT, float(template()[[13, 14], 2].mean()) + TEETH_DEPTH)
 CANONICAL = TeethPlane(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
@@ -74,7 +83,7 @@ def test_shut_lips_show_nothing_unless_the_frame_has_no_seam_of_its_own() -> Non
 def test_the_reference_follows_the_light() -> None:
     face = points(0.14, AT)
     bright = draw_mouth(reference(), noise(), face[:, :2], PLANE, LIGHT, softness=1.5)
-    darker = LIGHT * np.array([0.6, 1, 1], np.float32)
+    darker = LIGHT * np.array([0.6, 1, 1, 0.6], np.float32)
     dim = draw_mouth(reference(), noise(), face[:, :2], PLANE, darker, softness=1.5)
     assert bright is not None
     assert dim is not None
@@ -103,6 +112,17 @@ def test_the_drawn_mouth_is_red_not_olive_bug_it_kept_the_skins_blue_and_half_it
     below = column[len(column) // 2 :]
     assert below[-8] > below[0] + 20
     assert np.abs(np.diff(below)).max() < 8
+
+
+def test_a_pale_picture_gets_no_black_hole_bug_a_slit_of_luma_12_in_a_face_whose_pupils_had_60() -> None:
+    pale = np.array([180, 120, 138, 60], np.float32)
+    face = points(0.16, AT)
+    drawn = draw_cavity(Opening.of(template(), CANONICAL), pale)
+    patch = draw_mouth(drawn, noise(), face[:, :2], PLANE, pale, softness=1.5)
+    assert patch is not None
+    assert patch.y[patch.cover_y > 0.9].min() > 36
+    assert black_of(pale) == pytest.approx(40.2)
+    assert dark_of(pale)[0] == pytest.approx(40.2)
 
 
 def test_a_patch_lies_within_the_picture_even_at_its_edge() -> None:
