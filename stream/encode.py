@@ -51,13 +51,12 @@ class Subscription:
         self._hub = hub
         self.codec: Codec = codec
         self._video: deque[EncodedVideo] = deque()
-        self._audio: deque[EncodedAudio] = deque()
+        self._audio: deque[EncodedAudio] = deque(maxlen=_QUEUE_AUDIO)
         self._video_bell = asyncio.Event()
         self._audio_bell = asyncio.Event()
         self._needs_keyframe = True
         self.bit_rate: int | None = None
         self.closed = False
-        self.dropped = 0
 
     async def next_video(self) -> EncodedVideo:
         """The next encoded frame; the first one is a key frame. Raises SubscriptionClosed at the end."""
@@ -98,7 +97,7 @@ class Subscription:
     def put_video(self, packet: EncodedVideo) -> None:
         if len(self._video) >= _QUEUE_VIDEO:
             # No key frame at once: one slow viewer is not to cost all others their picture's sharpness.
-            self.dropped += len(self._video)
+            self._hub.viewer_dropped += len(self._video)
             self._video.clear()
             self._needs_keyframe = True
         if packet.keyframe:
@@ -110,32 +109,20 @@ class Subscription:
         self._video_bell.set()
 
     def put_audio(self, packet: EncodedAudio) -> None:
-        if len(self._audio) >= _QUEUE_AUDIO:
-            self._audio.popleft()
-            self.dropped += 1
         self._audio.append(packet)
         self._audio_bell.set()
 
-    def drop_video(self) -> None:
-        """Forget undelivered pictures."""
+    def interrupt(self) -> None:
+        """Forget the sound and the pictures that were not fetched."""
+        self._audio.clear()
         if self._video:
-            self.dropped += len(self._video)
             self._video.clear()
             self.start_over()
-
-    def miss_video(self) -> None:
-        """A picture that was encoded never comes."""
-        self.dropped += 1
-        self.start_over()
 
     def start_over(self) -> None:
         """Deliver no picture until a key frame, without which none can be decoded. It is made at once."""
         self._needs_keyframe = True
         self._hub.request_keyframe(self.codec, at_once=True)
-
-    def drop_audio(self) -> None:
-        self.dropped += len(self._audio)
-        self._audio.clear()
 
     def __len__(self) -> int:
         return len(self._video) + len(self._audio)
@@ -184,6 +171,7 @@ class EncodedHub:
         self._closed = False
         self._epoch = 0
         self.dropped = 0
+        self.viewer_dropped = 0
         self.refused = 0
         self.encoded = 0
 
@@ -236,8 +224,7 @@ class EncodedHub:
         for frame in stale:
             self._waiting.remove(frame)
         for subscription in self._subscriptions:
-            subscription.drop_audio()
-            subscription.drop_video()
+            subscription.interrupt()
 
     def counts(self) -> dict[str, int]:
         return {
@@ -246,7 +233,7 @@ class EncodedHub:
             "encode_refused": self.refused,
             "encode_queue": len(self._waiting),
             "viewers": len(self._subscriptions),
-            "viewer_dropped": sum(s.dropped for s in self._subscriptions),
+            "viewer_dropped": self.viewer_dropped,
             "viewer_queue": max((len(s) for s in self._subscriptions), default=0),
         }
 
@@ -278,7 +265,6 @@ class EncodedHub:
                         if packet is None:
                             continue
                         if frame.dubbed and frame.epoch < self._epoch:
-                            # Interrupted meanwhile: it must not be seen, and what builds on it cannot be.
                             self._withhold(codec)
                         else:
                             self._hand_out(codec, lane, packet)
@@ -292,9 +278,10 @@ class EncodedHub:
             executor.shutdown(wait=False, cancel_futures=True)
 
     def _withhold(self, codec: Codec) -> None:
+        """Interrupted while it was encoded: it must not be seen, and what builds on it cannot be."""
         for subscription in self._subscriptions:
             if subscription.codec == codec:
-                subscription.miss_video()
+                subscription.start_over()
 
     def _hand_out(self, codec: Codec, lane: _Lane, packet: EncodedVideo) -> None:
         self.encoded += 1
