@@ -28,6 +28,9 @@ STILL_STEP = Fraction(1, 25)
 _VIDEO_RIGHT = "give a video file (MP4, MOV, MKV, WebM) or a still image (PNG, JPEG)"
 _AUDIO_RIGHT = "give a sound file (WAV, FLAC, MP3, M4A) or a video with sound"
 _BACKWARD_FRAMES = 32
+_LONGEST_LEAD_S = 60
+"""A picture that begins later after the sound than this has a broken time stamp."""
+
 _UNSPECIFIED, _BT709, _BT601, _LIMITED, _FULL = 2, 1, 6, 1, 2
 
 
@@ -108,6 +111,18 @@ class VideoFile:
         if self._stream.duration and self._stream.time_base:
             return round(self._stream.duration * self._stream.time_base * self._rate)
         return None
+
+    @property
+    def lead(self) -> int:
+        """How long after the file's own beginning its first frame is shown, in `time_base` units.
+
+        The beginning is that of whichever track begins first. Known once `once` has given a frame.
+        """
+        begins_us = self._container.start_time
+        if self.still or begins_us is None or not self._pts:
+            return 0
+        lead = self._origin - Fraction(begins_us, av.time_base) / self.time_base
+        return min(max(0, round(lead)), round(_LONGEST_LEAD_S / self.time_base))
 
     def time_us(self, pts: int) -> int:
         """Microseconds since the first frame of a time in `time_base` units, rounded down."""

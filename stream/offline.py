@@ -204,13 +204,15 @@ class _Dub:
                     if self._sound_is_over(frames.time_us(end_pts)):
                         break
                     continue
-                if frame is None or (held and self._sound_is_over(frames.time_us(frame.pts))):
+                if frame is None or (held and self._sound_is_over(frames.time_us(frame.pts + frames.lead))):
                     break
-                due_us = max(frames.time_us(frame.pts), time_us + 1)
+                # The voice begins where the film does, which need not be where its picture does.
+                pts = frame.pts + frames.lead
+                due_us = max(frames.time_us(pts), time_us + 1)
                 await self._pass_time(session, clock, due_us)
                 time_us = due_us
-                self._pts[time_us] = frame.pts
-                end_pts = frame.pts + frames.step
+                self._pts[time_us] = pts
+                end_pts = pts + frames.step
                 if not session.source.push(frame.picture, time_us):
                     raise RuntimeError(f"frame {count} was refused")
                 count += 1

@@ -55,10 +55,10 @@ class Subject:
 
 
 def pictures(path: Path) -> Iterator[tuple[float, Picture]]:
-    """Seconds since the first frame, and picture, of every frame. Raises InputError."""
+    """Seconds since the file's beginning, and picture, of every frame. Raises InputError."""
     with VideoFile(path) as video:
         for frame in video.once():
-            yield video.time_us(frame.pts) / 1e6, frame.picture
+            yield video.time_us(frame.pts + video.lead) / 1e6, frame.picture
 
 
 def track(path: Path) -> Tracked:

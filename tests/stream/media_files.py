@@ -37,8 +37,9 @@ def write_video(
     pts: list[int] | None = None,
     rotation: int = 0,
     colour: tuple[int, int, int, int] | None = None,
+    sound: I16 | None = None,
 ) -> list[int]:
-    """Write `counted` pictures; the times used, in time_base units."""
+    """Write `counted` pictures; the times used, in time_base units. sound: (n,) at 48 kHz, from time 0 on."""
     times = pts or [512 * k for k in range(count)]
     with av.open(str(path), "w", options=_timescale(path, time_base)) as container:
         stream = container.add_stream(codec, rate=25)
@@ -54,6 +55,10 @@ def write_video(
             context.color_primaries, context.color_trc, context.colorspace, context.color_range = colour
         if rotation:
             stream.set_display_rotation(rotation)
+        if sound is not None:
+            track = container.add_stream("aac", rate=48_000)
+            said = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+            said.sample_rate, said.pts = 48_000, 0
         for index, at in enumerate(times):
             frame = av.VideoFrame.from_ndarray(counted(index, *size), format="rgb24")
             frame = frame.reformat(format=pix_fmt)
@@ -62,6 +67,8 @@ def write_video(
                 container.mux(packet)
         for packet in stream.encode(None):
             container.mux(packet)
+        if sound is not None:
+            container.mux([*track.encode(said), *track.encode(None)])
     return times
 
 

@@ -65,6 +65,20 @@ def test_the_mouth_moves_with_the_voice_from_sample_to_frame(tmp_path: Path) -> 
     assert (np.abs(lift[30:]) < 12).all()
 
 
+def test_a_picture_that_begins_after_its_sound_still_does_bug_it_was_drawn_to_the_beginning(
+    tmp_path: Path,
+) -> None:
+    late = [6400 + 512 * k for k in range(20)]
+    write_video(tmp_path / "in.mp4", pts=late, sound=tone(1300))
+    dub(tmp_path / "in.mp4", tmp_path / "in.mp4", tmp_path / "out.mp4", engine=FakeEngine(), mark=False)
+    with av.open(str(tmp_path / "out.mp4")) as film:
+        picture, sound = film.streams.video[0], film.streams.audio[0]
+        assert picture.frames == 20
+        starts = [float((one.start_time or 0) * (one.time_base or 1)) for one in (picture, sound)]
+    # AAC begins with 21 ms of its own that players skip.
+    assert starts[0] - starts[1] == pytest.approx(0.5, abs=0.03)
+
+
 def test_the_sound_is_the_audio_and_then_silence(tmp_path: Path) -> None:
     video, audio, out = make(tmp_path, 300, count=20)
     report = dub(video, audio, out, engine=FakeEngine())
