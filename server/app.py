@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
@@ -81,6 +81,7 @@ def create_app(settings: Settings, load_streams: LoadStreams = load) -> Starlett
         exception_handlers={
             ApiError: house.refuse,
             HTTPException: _http_error,
+            ClientDisconnect: _gone,
             Exception: _fault,
         },
         lifespan=house.lifespan,
@@ -370,11 +371,21 @@ async def _json_body(request: Request) -> bytes:
             f"the body is {kind or 'of no stated type'}",
             "send Content-Type: application/json",
         )
+    # Closing spares both sides the rest of what is refused.
+    too_large = ApiError(
+        413,
+        "body_too_large",
+        f"the body is larger than {MAX_BODY} bytes",
+        "send less",
+        {"Connection": "close"},
+    )
+    if int(request.headers.get("content-length", 0)) > MAX_BODY:
+        raise too_large
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > MAX_BODY:
-            raise ApiError(413, "body_too_large", f"the body is larger than {MAX_BODY} bytes", "send less")
+            raise too_large
     return bytes(body)
 
 
@@ -395,6 +406,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
         fault = ApiError(error.status_code, "refused", error.detail)
     fault.headers = dict(error.headers or {})
     return _error(fault)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    logger.info("a client hung up before the end of its request")
+    return Response(status_code=400)  # to nobody
 
 
 async def _fault(request: Request, error: Exception) -> Response:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
 import cv2
 import httpx
 import numpy as np
+import pytest
 
 from server.settings import Settings
 from server.streams import Streams
@@ -96,6 +98,51 @@ async def test_what_is_not_json_is_refused(server: LiveServer) -> None:
     deep = b'{"consent":' + b"[" * 8000
     answer = await post("/v1/sessions", content=deep, headers=kind)
     assert (answer.status_code, said(answer)) == (422, "bad_request")
+
+
+async def half_sent(server: LiveServer, header: str, body: bytes) -> tuple[asyncio.StreamReader, Any]:
+    """A POST to /v1/sessions whose body has only begun."""
+    port = int(server.address.rsplit(":", 1)[1])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = (
+        f"POST /v1/sessions HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Type: application/json\r\n{header}"
+    )
+    writer.write(head.encode() + b"\r\n\r\n" + body)
+    await writer.drain()
+    return reader, writer
+
+
+async def test_a_body_that_is_said_to_be_too_large_is_not_waited_for(server: LiveServer) -> None:
+    reader, writer = await half_sent(server, "Content-Length: 99999999999", b"x")
+    answer = await asyncio.wait_for(reader.read(), 5)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"body_too_large"' in answer
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("header", "body"), [("Content-Length: 100", b"x"), ("Transfer-Encoding: chunked", b"5\r\nab")]
+)
+async def test_a_client_that_hangs_up_inside_a_post_leaves_one_line(
+    server: LiveServer, caplog: pytest.LogCaptureFixture, header: str, body: bytes
+) -> None:
+    caplog.set_level(logging.INFO)
+    _, writer = await half_sent(server, header, body)
+    writer.close()
+    await until(lambda: "a client hung up before the end of its request" in caplog.messages)
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+async def test_a_broken_chunk_is_no_fault(server: LiveServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    header = "Expect: 100-continue\r\nTransfer-Encoding: chunked"
+    reader, writer = await half_sent(server, header, b"")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+    writer.write(b"zz\r\nxx")
+    assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    await until(lambda: "a client hung up before the end of its request" in caplog.messages)
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 async def test_unknown_routes_and_wrong_methods(server: LiveServer) -> None:
