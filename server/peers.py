@@ -70,7 +70,11 @@ class Stage(Protocol):
 
 
 class OutgoingTrack(MediaStreamTrack):
-    """A track whose packets were encoded once, for every viewer of the session."""
+    """A track whose packets were encoded once, for every viewer of the session.
+
+    They are those from the first `recv` on, which the stack calls once the peer is connected: what went out
+    while it connected would come as one burst, and old.
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -79,12 +83,14 @@ class OutgoingTrack(MediaStreamTrack):
 
     def attach(self, subscription: Subscription) -> None:
         """Give the track its packets; called when negotiation has settled on a codec."""
+        subscription.pause()
         self._subscription = subscription
 
     async def recv(self) -> Packet[Any]:
         """The next packet; pts is its release on the session's clock. Raises MediaStreamError at the end."""
         if self._subscription is None or self.readyState != "live":
             raise MediaStreamError
+        self._subscription.resume()
         encoded: EncodedVideo | EncodedAudio
         try:
             if self.kind == "video":

@@ -56,6 +56,7 @@ class Subscription:
         self._audio_bell = asyncio.Event()
         self._needs_keyframe = True
         self.bit_rate: int | None = None
+        self.paused = False
         self.closed = False
 
     async def next_video(self) -> EncodedVideo:
@@ -84,6 +85,16 @@ class Subscription:
         """What this viewer's path can carry; the least of all viewers' is used. None: no opinion."""
         self.bit_rate = bits_per_second
 
+    def pause(self) -> None:
+        """Receive nothing until `resume`: what waits for a viewer who is not connected yet only grows old."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Receive from now on, beginning with a key frame, which is made at once. Idempotent."""
+        if self.paused:
+            self.paused = False
+            self.start_over()
+
     def close(self) -> None:
         """Stop receiving. Idempotent."""
         self._hub.unsubscribe(self)
@@ -95,6 +106,8 @@ class Subscription:
         self._audio_bell.set()
 
     def put_video(self, packet: EncodedVideo) -> None:
+        if self.paused:
+            return
         if len(self._video) >= _QUEUE_VIDEO:
             # No key frame at once: one slow viewer is not to cost all others their picture's sharpness.
             self._hub.viewer_dropped += len(self._video)
@@ -109,6 +122,8 @@ class Subscription:
         self._video_bell.set()
 
     def put_audio(self, packet: EncodedAudio) -> None:
+        if self.paused:
+            return
         self._audio.append(packet)
         self._audio_bell.set()
 

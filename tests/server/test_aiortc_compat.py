@@ -293,6 +293,31 @@ async def test_point_6_nothing_is_reported_before_the_first_packet() -> None:
     assert len(sent) == 1
 
 
+async def test_a_track_is_not_read_before_its_peer_is_connected() -> None:
+    """A session's packets begin with the first read: earlier, and they come as one burst, and old."""
+    peer, other = PeerConnection(), client()
+    read: list[str] = []
+    both = asyncio.Event()
+
+    class Reading(Encoded):
+        async def recv(self) -> av.Packet[Any]:
+            if self._index == 0:
+                read.append(peer.connectionState)
+            if len(read) == 2:
+                both.set()
+            return await super().recv()
+
+    for kind in ("video", "audio"):
+        other.addTransceiver(kind, direction="recvonly")
+        peer.addTransceiver(Reading(kind), direction="sendonly")
+    await connect(other, lambda offer: answer_with(peer, offer))
+    async with asyncio.timeout(10):
+        await both.wait()
+    assert read == ["connected", "connected"]
+    await peer.close()
+    await other.close()
+
+
 async def test_point_8_a_host_with_loopback_only_can_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ice, "get_host_addresses", lambda use_ipv4, use_ipv6: [])
     peer, other = PeerConnection(), PeerConnection()

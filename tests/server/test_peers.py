@@ -16,6 +16,9 @@ from aiortc.mediastreams import MediaStreamError
 from numpy.typing import NDArray
 from websockets.asyncio.client import ClientConnection
 
+from server.peers import OutgoingTrack
+from stream.clock import VirtualClock
+from stream.encode import EncodedAudio, EncodedHub, EncodedVideo
 from tests.server.conftest import LiveServer, StartServer, negotiate, next_of
 from tests.server.duplex import duplex, kill
 from tests.server.engines import LIGHT, QUIET
@@ -182,6 +185,28 @@ async def test_a_late_viewer_starts_with_a_key_frame(server: LiveServer) -> None
         await until(lambda: len(watcher.video) > 5, within_s=3)
         assert watcher.video[0][0] - begun < 1.5
         await viewer.close()
+
+
+async def test_a_viewer_gets_nothing_from_before_it_was_connected() -> None:
+    """bug: up to a second of old sound and picture came as one burst to who took a second to connect."""
+    subscription = EncodedHub(VirtualClock()).subscribe("H264")
+    tracks = [OutgoingTrack("video"), OutgoingTrack("audio")]
+    for track in tracks:
+        track.attach(subscription)
+
+    def goes_out(data: bytes, due_us: int) -> None:
+        subscription.put_video(EncodedVideo(data, due_us, due_us, True, 320, 240))
+        subscription.put_audio(EncodedAudio(data, due_us, 0))
+
+    goes_out(b"while it connects", 1_000_000)
+    reading = [asyncio.create_task(track.recv()) for track in tracks]
+    await asyncio.sleep(0)
+    goes_out(b"at once", 2_000_000)
+    packets = await asyncio.gather(*reading)
+    assert [(bytes(packet), packet.pts) for packet in packets] == [
+        (b"at once", 180_000),
+        (b"at once", 96_000),
+    ]
 
 
 async def test_losses_cost_quality_and_not_the_stream(server: LiveServer) -> None:

@@ -167,6 +167,26 @@ async def test_a_viewer_who_joins_gets_a_key_frame_first_and_at_once() -> None:
     assert [packet.keyframe for packet in packets] == [True, False]
 
 
+async def test_who_is_still_connecting_gets_nothing_old_and_loses_nothing() -> None:
+    async with hub() as bench:
+        other, viewer = bench.hub.subscribe("H264"), bench.hub.subscribe("H264")
+        viewer.pause()
+        for index in range(80):
+            bench.hub.audio(sound(index))
+            await bench.show(picture(1))
+            await fetched(other)
+        viewer.resume()
+        assert len(viewer) == 0
+        viewer.resume()
+        bench.hub.audio(sound(80))
+        await bench.show(picture(1), 2)
+        packets = await fetched(viewer)
+        assert [packet.keyframe for packet in packets] == [True, False]
+        assert packets[0].time_us == 80 * 40_000
+        assert (await viewer.next_audio()).position == 80 * 960
+        assert bench.hub.counts()["viewer_dropped"] == 0
+
+
 async def test_key_frames_on_request_at_most_one_a_second() -> None:
     async with hub() as bench:
         viewer = bench.hub.subscribe("H264")
