@@ -235,10 +235,12 @@ class House:
         self._check_caller(request)
         self._require_key(request)
         try:
-            body = SessionRequest.model_validate_json(await _json_body(request))
+            body = SessionRequest.model_validate_json(await _json_body(request), strict=True)
         except ValidationError as error:
             problem = first_problem(list(error.errors()))
-            raise invalid("bad_request", problem, 'send {"source": "webrtc", "consent": true}') from None
+            raise invalid(
+                "bad_request", problem, 'send {"source": "webrtc" or {"file": name}, "consent": true}'
+            ) from None
         if self._load_error:
             raise ApiError(503, "engine_failed", f"the engine could not be loaded: {self._load_error}")
         try:

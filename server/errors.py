@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,9 +66,30 @@ def unavailable(code: str, message: str, hint: str, retry_after_s: int) -> ApiEr
 
 
 def first_problem(errors: list[Any]) -> str:
-    """Pydantic's list of problems as one line that names the field first reported."""
-    problem = errors[0]
-    where = ".".join(str(part) for part in problem.get("loc", ())) or "body"
-    what = str(problem.get("msg", "is not valid"))
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{where}: {what[0].lower()}{what[1:]}{more}"
+    """Pydantic's list of problems as one line that names the field first reported.
+
+    Of a value that fits no member of a union, what keeps it from the member that it comes nearest to.
+    """
+    found: dict[tuple[str, ...], list[str]] = {}
+    for problem in errors:
+        what = str(problem.get("msg") or "is not valid")
+        found.setdefault(_path(problem), []).append(what[0].lower() + what[1:])
+    field = next(iter(found))[:1]
+    # Every member of a union is reported; the value reaches furthest into the one that was meant.
+    where = max((path for path in found if path[:1] == field), key=len)
+    others = sum(path != where[: len(path)] for path in found)
+    more = f" (and {others} more)" if others else ""
+    return f"{'.'.join(where) or 'body'}: {' or '.join(found[where])}{more}"
+
+
+_UNION_MEMBER = re.compile(r"[A-Z]\w*|\w+\[.*\]")
+"""How pydantic names a union's member in the middle of a path: by its class, or like literal['webrtc']."""
+
+
+def _path(problem: Any) -> tuple[str, ...]:
+    """Where a problem is, in keys of what was sent."""
+    parts = tuple(str(part) for part in problem.get("loc", ()))
+    # A key that nobody asked for may look like anything.
+    sent = parts[-1:] if problem.get("type") == "extra_forbidden" else ()
+    ours = parts[: len(parts) - len(sent)]
+    return (*(part for part in ours if not _UNION_MEMBER.fullmatch(part)), *sent)

@@ -155,7 +155,7 @@ class VoiceSocket:
         if len(text) > MAX_TEXT:
             raise _bad(POLICY, "message_too_large", f"a text message is longer than {MAX_TEXT} characters")
         try:
-            header = _HEADERS.validate_json(text)
+            header = _HEADERS.validate_json(text, strict=True)
         except ValidationError as error:
             problem = first_problem(list(error.errors()))
             raise _bad(POLICY, "bad_header", f"the message cannot be used: {problem}") from None

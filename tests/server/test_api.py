@@ -84,6 +84,32 @@ async def test_a_bad_body_is_refused_with_the_reason(server: LiveServer) -> None
         assert len(server.registry) == 0
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"latency_budget_ms": "400"}, "latency_budget_ms: input should be a valid integer"),
+        ({"latency_budget_ms": True}, "latency_budget_ms: input should be a valid integer"),
+        ({"hold_ms": "2000"}, "hold_ms: input should be a valid integer"),
+        ({"source": {"file": 5}}, "source.file: input should be a valid string"),
+        ({"source": {"file": ""}}, "source.file: string should have at least 1 character"),
+        ({"source": {"file": "sample", "x": 1}}, "source.x: extra inputs are not permitted"),
+        ({"source": {"file": "sample", "X": 1}}, "source.X: extra inputs are not permitted"),
+        ({"source": {}}, "source.file: field required"),
+        ({"source": "tape"}, "source: input should be 'webrtc' or input should be an object"),
+        (
+            {"source": {"file": 5}, "hold_ms": "2000", "idle": 1},
+            "source.file: input should be a valid string (and 2 more)",
+        ),
+    ],
+)
+async def test_a_wrong_type_is_named_in_the_sender_s_own_terms(
+    server: LiveServer, wrong: dict[str, Any], message: str
+) -> None:
+    answer = await server.http.post("/v1/sessions", json={**TERMS, **wrong})
+    assert (answer.status_code, said(answer)) == (422, "bad_request")
+    assert answer.json()["error"]["message"] == message
+
+
 async def test_what_is_not_json_is_refused(server: LiveServer) -> None:
     post = server.http.post
     kind = {"Content-Type": "application/json"}
