@@ -77,6 +77,10 @@ class _Job:
     closing: bool = False
     came_s: float = field(default_factory=time.monotonic)
 
+    @property
+    def opening(self) -> bool:
+        return self.window is None and not self.closing
+
 
 @dataclass(eq=False)
 class _Open:
@@ -90,6 +94,10 @@ class _Open:
 
 class Scheduler:
     """An EngineRunner of one thread for a device, or of several where the engine's own work is one thread's.
+
+    workers: how many windows are dubbed at once. Where sessions have lanes there may be a thread more: what opens
+    goes to a lane that nobody knows yet, and may wait there for another's call, but never keeps the thread of
+    a lane that is in use.
 
     A window waits at most 10 ms for company, and only where company may come and its deadline allows it. A
     session that has used more than its share of the device lets those go first that have not, whatever their
@@ -263,7 +271,7 @@ class Scheduler:
         with self.changed:
             # One that is being opened keeps a thread too, perhaps for seconds.
             handles = {*self._open, *self.running, *(job.handle for job in self.jobs), *newcomer}
-            if len(self._workers) >= min(self._most, len(handles)):
+            if len(self._workers) >= min(self._threads(), len(handles)):
                 return
             self._lost = [w for w in self._lost if w.is_alive()]
             if len(self._lost) > self._spare:
@@ -276,11 +284,20 @@ class Scheduler:
 
     def next_batch(self, now_s: float) -> tuple[list[_Job], float | None]:
         """The jobs of the next call, or none and for how many seconds to wait (None: until told)."""
-        taken = {opened.lane for handle, opened in self._open.items() if handle in self.running} - {None}
-        ready = [job for job in self.jobs if job.handle not in self.running and self._lane(job) not in taken]
+        under_way = [job for worker in self._workers for job in worker.batch]
+        taken = {self._lane(job) for job in under_way} - {None}
+        opening = sum(job.opening for job in under_way)
+        may_open = opening < max(1, self._threads() - len(self._lanes_in_use()))
+        ready = [
+            job
+            for job in self.jobs
+            if job.handle not in self.running
+            and self._lane(job) not in taken
+            and (may_open or not job.opening)
+        ]
         if not ready:
             return [], None
-        greedy = self.shares.greedy(now_s, max(1, len(self._workers)))
+        greedy = self.shares.greedy(now_s, max(1, min(self._most, len(self._workers))))
         ready.sort(key=lambda job: (job.handle in greedy, job.due_s, job.order))
         first = ready[0]
         engine = self.batching(first)
@@ -305,7 +322,13 @@ class Scheduler:
 
     def _lane(self, job: _Job) -> int | None:
         opened = self._open.get(job.handle)
-        return None if job.window is None or opened is None else opened.lane
+        return None if opened is None else opened.lane
+
+    def _lanes_in_use(self) -> set[int]:
+        return {opened.lane for opened in self._open.values() if opened.lane is not None}
+
+    def _threads(self) -> int:
+        return self._most + bool(self._lanes_in_use())
 
     def finish(self, batch: list[_Job], spent_s: float) -> None:
         """A call has ended, with a result or without."""

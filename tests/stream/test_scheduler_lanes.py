@@ -156,3 +156,51 @@ async def test_a_closing_that_nobody_waits_for_any_more_does_not_end_its_lane() 
     assert engine.aborted == []
     slow.released.set()
     await scheduler.shutdown()
+
+
+async def test_sessions_that_open_in_a_busy_lane_keep_no_thread_from_an_idle_one() -> None:
+    """bug: with one thread in an opening and another in a window behind it, every other lane stood still."""
+    engine, scheduler = LanedFake([1, 2, 1, 1]), Scheduler(workers=2)
+    first, second = [await scheduler.open(engine, EngineOptions()) for _ in range(2)]
+    slow, behind = engine.expect("open", 3, hangs=True), engine.expect("process", 1)
+    openings = [asyncio.create_task(scheduler.open(engine, EngineOptions())) for _ in range(2)]
+    await slow.happens()
+    waits = asyncio.create_task(scheduler.run(first, window(), 0))
+    await behind.happens()
+    async with asyncio.timeout(PATIENCE_S / 2):
+        for _ in range(3):
+            await scheduler.run(second, window(), 0)
+    assert not waits.done()
+    slow.released.set()
+    await asyncio.gather(waits, *openings)
+    await scheduler.shutdown()
+
+
+async def test_sessions_that_close_behind_a_call_keep_no_thread_from_another_lane() -> None:
+    """bug: a closing waited for its lane's turn in a thread."""
+    engine, scheduler = LanedFake([1, 2, 1, 1]), Scheduler(workers=2)
+    first, second, *leaving = [await scheduler.open(engine, EngineOptions()) for _ in range(4)]
+    slow = engine.expect("process", 1, hangs=True)
+    waits = asyncio.create_task(scheduler.run(first, window(), 0))
+    await slow.happens()
+    closings = [asyncio.create_task(scheduler.close(handle)) for handle in leaving]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(PATIENCE_S / 2):
+        await scheduler.run(second, window(), 900_000)
+    assert not any(closing.done() for closing in closings)
+    slow.released.set()
+    await asyncio.gather(waits, *closings)
+    assert engine.closed == 2
+    await scheduler.shutdown()
+
+
+async def test_sessions_open_side_by_side_while_no_lane_is_in_use() -> None:
+    engine, scheduler = LanedFake([1, 2]), Scheduler(workers=2)
+    slow = [engine.expect("open", number, hangs=True) for number in (1, 2)]
+    openings = [asyncio.create_task(scheduler.open(engine, EngineOptions())) for _ in slow]
+    for call in slow:
+        await call.happens()
+    for call in slow:
+        call.released.set()
+    await asyncio.gather(*openings)
+    await scheduler.shutdown()
