@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from retalk_models.engine import Idle
+from retalk_models.engine import Idle, Rung
 from server.auth import new_secret
 from server.errors import ApiError, unavailable, unknown_session
 from server.inlet import VideoInlet, VoiceInlet
@@ -103,7 +103,7 @@ class HostedSession:
         self._idle_timer: asyncio.TimerHandle | None = None
         self._taken: tuple[float, SessionStats] | None = None
         self.on_idle: Callable[[], None] = lambda: None
-        self.on_live: Callable[[], None] = lambda: None
+        self.on_flow: Callable[[bool], None] = lambda flows: None
 
     @property
     def voice(self) -> VoiceTrack:
@@ -334,15 +334,16 @@ class HostedSession:
                 task.cancel()
 
     async def _observe(self) -> None:
-        late = 0
+        late = before = 0
         counted: Mapping[str, int] = {}
         dropped: Mapping[str, int] = {}
         stepped: Mapping[str, int] = {}
         while True:
             await asyncio.sleep(OBSERVE_INTERVAL_S)
             stats = self._stream.stats()
-            if stats.frames_out > 0:
-                self.on_live()
+            engaged = _engaged(stats)
+            self.on_flow(engaged > before)
+            before = engaged
             self._metrics.observe(self._stream.take_figures())
             self._metrics.late_frames.inc(max(0, stats.late - late))
             drops = self._drops(stats)
@@ -362,6 +363,11 @@ class HostedSession:
             self._idle_timer.cancel()
         await asyncio.gather(*(peer.close(End.SESSION_ENDED) for peer in list(self._peers)))
         await self._stream.close()
+
+
+def _engaged(stats: SessionStats) -> int:
+    """Frames that the engine made: none while the source pauses or the engine opens, hangs or is left out."""
+    return stats.frames_out - stats.rungs.get(Rung.PASS_THROUGH.name.lower(), 0)
 
 
 def _spread(spread: Spread) -> dict[str, float]:

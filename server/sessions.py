@@ -209,7 +209,7 @@ class Registry:
             self._opening -= 1
         session = HostedSession(plan, stream, self._settings, self._metrics)
         session.on_idle = lambda: self._end_soon(session, "idle")
-        session.on_live = lambda: self._live(place)
+        session.on_flow = lambda flows: self._flow(place, flows)
         self._places[session.id] = place
         self._sessions[session.id] = session
         self._empty.clear()
@@ -229,9 +229,9 @@ class Registry:
         if self.admission is not None:
             self.admission.join(place)
 
-    def _live(self, place: object) -> None:
+    def _flow(self, place: object, flows: bool) -> None:
         if self.admission is not None:
-            self.admission.live(place)
+            self.admission.live(place, flows)
 
     def _give_up(self, place: object) -> None:
         if self.admission is not None:

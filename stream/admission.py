@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from retalk_models.engine import Engine
 from stream.bench import measure_cost
@@ -15,8 +16,11 @@ from stream.material import Material
 UTILISATION = 0.7
 """Of the device and of the cores; beyond it queues form, and a queue of sessions never recovers by itself."""
 
-_WINDOW_S = 10.0
-_SAMPLES = 11
+_WINDOW = 10
+"""Seconds that count as what is in use now."""
+
+_NOTICED_S = 2
+"""Seconds until those who look at a session once a second, and are asked once a second, have seen it stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +49,24 @@ class Room:
     free: int
 
 
+@dataclass(slots=True)
+class _Second:
+    """What all sessions took together in one second, and those for whom the engine worked."""
+
+    use: Demand
+    flowing: set[object]
+
+
 class Admission:
     """Counts sessions in, and says how many more fit under UTILISATION of both device and cores.
 
-    A session counts as what was measured at start until its frames have flowed for ten seconds; from then on
-    what is in use counts, and what all running ones take on average corrects the estimate of the next one.
+    What the last ten seconds took counts, and one session's expected demand for every session that is here
+    and took no part in them: it has just been admitted, its camera has paused, its engine hangs. One that has
+    left and took part in them gives as much back at once. So a session's place stays its own, whatever it
+    does with it, and counts once.
+    Expected is the start's measure, corrected by what sessions took in the last ten seconds in which any
+    flowed: the start's measure counts as much as ten seconds of one session do. It is remembered while they
+    all pause, and forgotten when none is left.
     The first session is always admitted: where even that is too much, its ladder answers for it.
     apart: a session keeps to one of the devices for life, so what is left of several makes no place together;
     one that takes more than UTILISATION of a device may have it to itself.
@@ -73,39 +90,53 @@ class Admission:
         self._device_loads = device_loads
         self._cpu_s = cpu_s
         self._now_s = now_s
-        self._sessions: dict[object, float | None] = {}
-        self._loads: deque[float] = deque(maxlen=_SAMPLES)
-        self._cpu: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)
+        self._sessions: set[object] = set()
+        self._flowing: set[object] = set()
+        self._seconds: deque[_Second] = deque(maxlen=_WINDOW + _NOTICED_S)
+        self._at_work: deque[_Second] = deque(maxlen=_WINDOW)
+        self._sampled = now_s(), cpu_s()
 
     def join(self, session: object) -> None:
         """A session is admitted."""
-        self._sessions[session] = None
+        self._sessions.add(session)
 
-    def live(self, session: object) -> None:
-        """Its frames flow. Only the first call counts."""
-        if session in self._sessions and self._sessions[session] is None:
-            self._sessions[session] = self._now_s()
+    def live(self, session: object, flows: bool = True) -> None:
+        """Whether frames flow that the engine made, once a second. Unknown sessions are fine."""
+        if flows and session in self._sessions:
+            self._flowing.add(session)
+        elif not flows and session in self._flowing:
+            self._flowing.discard(session)
+            # It had stopped before it could be noticed: what it did not take then was not its demand.
+            for second in islice(reversed(self._seconds), _NOTICED_S):
+                second.flowing.discard(session)
 
     def leave(self, session: object) -> None:
         """It has ended. Unknown sessions are fine."""
-        self._sessions.pop(session, None)
+        self._sessions.discard(session)
+        self._flowing.discard(session)
+        if not self._sessions:
+            self._seconds.clear()
+            self._at_work.clear()
 
     def sample(self) -> None:
         """Look at what is in use; to be called once a second."""
-        self._loads.append(sum(self._device_loads().values()))
-        self._cpu.append((self._now_s(), self._cpu_s()))
+        (since, spent), (now, cpu) = self._sampled, (self._now_s(), self._cpu_s())
+        self._sampled = now, cpu
+        cores = (cpu - spent) / (now - since) if now > since else 0.0
+        use = Demand(sum(self._device_loads().values()), cores)
+        self._seconds.append(_Second(use, set(self._flowing)))
+        known = self._known()
+        if known and known[-1].flowing:
+            self._at_work.append(known[-1])
 
     def room(self) -> Room:
         """How full the machine is now."""
-        used = self._used()
+        used, flowed = _mean(self._known())
         count = len(self._sessions)
-        since = [at for at in self._sessions.values() if at is not None]
-        settled = sum(self._now_s() - at >= _WINDOW_S for at in since)
-        expected = self._expected(used, settled)
-        device, cores = (
-            used.device + (count - settled) * expected.device,
-            used.cores + (count - settled) * expected.cores,
-        )
+        expected = self._expected()
+        others = count - flowed
+        device = max(0.0, used.device + others * expected.device)
+        cores = max(0.0, used.cores + others * expected.cores)
         fits = min(
             _fits(UTILISATION * self._devices - device, expected.device),
             _fits(UTILISATION * self._cores - cores, expected.cores),
@@ -115,19 +146,26 @@ class Admission:
         free = max(fits, 0 if count else 1)
         return Room(device / self._devices, cores / self._cores, free)
 
-    def _expected(self, used: Demand, settled: int) -> Demand:
-        """The next session's demand: the start's measure counts as much as one running session does."""
-        if not settled:
-            return self._start
-        parts = 1 + settled
-        return Demand((self._start.device + used.device) / parts, (self._start.cores + used.cores) / parts)
+    def _known(self) -> list[_Second]:
+        """The seconds of which it is known who flowed in them."""
+        return list(self._seconds)[:-_NOTICED_S]
 
-    def _used(self) -> Demand:
-        device = sum(self._loads) / len(self._loads) if self._loads else 0.0
-        cores = 0.0
-        if len(self._cpu) > 1 and self._cpu[-1][0] > self._cpu[0][0]:
-            cores = (self._cpu[-1][1] - self._cpu[0][1]) / (self._cpu[-1][0] - self._cpu[0][0])
-        return Demand(device, cores)
+    def _expected(self) -> Demand:
+        used, flowed = _mean(self._at_work)
+        return Demand(
+            (self._start.device + used.device) / (1 + flowed), (self._start.cores + used.cores) / (1 + flowed)
+        )
+
+
+def _mean(seconds: Collection[_Second]) -> tuple[Demand, float]:
+    """What a second took, and how many sessions flowed in it; where fewer are known the rest were idle."""
+    return (
+        Demand(
+            sum(second.use.device for second in seconds) / _WINDOW,
+            sum(second.use.cores for second in seconds) / _WINDOW,
+        ),
+        sum(len(second.flowing) for second in seconds) / _WINDOW,
+    )
 
 
 def _fits(room: float, each: float) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from stream.admission import Admission, Demand, measure_demand
@@ -118,6 +120,118 @@ def test_other_work_in_this_process_counts() -> None:
     machine.admission.live("a")
     machine.run(12, device=0.1, cores=1.3)
     assert machine.free == 0
+
+
+def test_a_camera_that_pauses_does_not_give_its_place_away() -> None:
+    """bug: two live sessions filled the machine, both paused, and seven more were let in."""
+    machine = Machine(Demand(0.3, 0.3))
+    for name in "ab":
+        machine.admission.join(name)
+        machine.admission.live(name)
+    machine.run(30, device=0.6, cores=0.6)
+    assert machine.free == 0
+    for noticed in (False, False, True):  # by those who look once a second
+        if noticed:
+            for name in "ab":
+                machine.admission.live(name, flows=False)
+        machine.run(1, device=0.0, cores=0.0)
+        assert machine.free == 0
+    for _ in range(30):
+        machine.run(1, device=0.0, cores=0.0)
+        assert machine.free == 0
+    for name in "ab":
+        machine.admission.live(name)
+    for _ in range(30):
+        machine.run(1, device=0.6, cores=0.6)
+        assert machine.free == 0
+
+
+def test_while_all_pause_it_is_remembered_what_they_took() -> None:
+    """bug: the start's measure, a third of what these took, was all that was left of them."""
+    machine = Machine(Demand(0.1, 0.1))
+    for name in "abc":
+        machine.admission.join(name)
+        machine.admission.live(name)
+    machine.run(30, device=0.69, cores=0.69)
+    assert machine.free == 0
+    for name in "abc":
+        machine.admission.live(name, flows=False)
+    machine.run(60, device=0.0, cores=0.0)
+    assert machine.free <= 1  # all but forgetting them: four
+    for name in "abc":
+        machine.admission.leave(name)
+    assert machine.free == 7, "nobody is left whose demand it was"
+
+
+@pytest.mark.parametrize("each", [0.1, 0.3])
+def test_a_session_that_has_begun_to_flow_counts_once(each: float) -> None:
+    """bug: for ten seconds it counted as expected, and in what was in use as well."""
+    machine = Machine(Demand(0.3, 0.3))
+    machine.run(20, device=0.0, cores=0.0)
+    machine.admission.join("a")
+    machine.admission.live("a")
+    for _ in range(30):
+        machine.run(1, device=each, cores=each)
+        assert machine.free >= 1
+
+
+def test_who_leaves_gives_the_place_back_at_once() -> None:
+    """bug: for most of ten seconds what a session had used still counted, and who came was refused."""
+    machine = Machine(Demand(0.17, 0.34))
+    for name in "abcd":
+        machine.admission.join(name)
+        machine.admission.live(name)
+    machine.run(30, device=0.68, cores=1.36)
+    assert machine.free == 0
+    machine.admission.leave("a")
+    for _ in range(30):
+        assert machine.free == 1
+        machine.run(1, device=0.51, cores=1.02)
+    machine.admission.leave("b")
+    machine.admission.join("e")
+    for _ in range(30):
+        assert machine.free == 1
+        machine.run(1, device=0.34, cores=0.68)
+
+
+def test_what_the_others_take_is_not_forgotten_when_one_leaves() -> None:
+    """They take three times what one was measured to take at start: one place is free, not four."""
+    machine = Machine(Demand(0.1, 0.1))
+    for name in "abcd":
+        machine.admission.join(name)
+        machine.admission.live(name)
+    machine.run(30, device=1.2, cores=1.2)
+    machine.admission.leave("a")
+    for _ in range(30):
+        assert machine.free == 0
+        machine.run(1, device=0.9, cores=0.9)
+
+
+@pytest.mark.parametrize("each", [0.17, 0.11])
+def test_what_all_may_come_to_take_stays_within_the_share(each: float) -> None:
+    """Sessions come whenever one is let in, flow after seconds, pause, all pause at once, leave."""
+    rng = random.Random(7)
+    machine = Machine(Demand(each, each), cores=1)
+    since: dict[int, int] = {}
+    for second in range(3000):
+        for name in list(since):
+            # Looked at once a second, one that has stopped is seen two seconds later at the latest.
+            machine.admission.live(name, flows=second > since[name] + 2 if since[name] >= 0 else False)
+            if rng.random() < 0.01:
+                del since[name]
+                machine.admission.leave(name)
+            elif rng.random() < 0.02:
+                since[name] = -1 if since[name] >= 0 else second
+        if rng.random() < 0.01:
+            since = dict.fromkeys(since, -1)
+        elif rng.random() < 0.01:
+            since = dict.fromkeys(since, second)
+        while machine.free:
+            since[second * 64 + len(since)] = second + rng.randrange(8)
+            machine.admission.join(second * 64 + len(since) - 1)
+        assert len(since) * each <= 0.7
+        takes = each * sum(0 <= at <= second for at in since.values())
+        machine.run(1, device=takes, cores=takes)
 
 
 def test_demand_is_what_a_session_spends() -> None:

@@ -1,0 +1,95 @@
+"""What a session tells of itself while it runs, on a stream of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from retalk_models.engine import Idle, Rung
+from server import hosted
+from server.hosted import HostedSession, SessionPlan
+from server.metrics import Metrics
+from server.settings import Settings
+from stream.clock import Bell, MonotonicClock
+from stream.encode import EncodedHub
+from stream.source import SourceBuffer
+from stream.stats import Counts, Figures, SessionState, SessionStats
+from stream.voice import VoiceTrack
+from tests.stream.harness import running as running_stream
+
+
+class ScriptedStream:
+    """Counts on as `script` says, a step before every look; ends when the script does."""
+
+    def __init__(self, still: SessionStats, script: list[Callable[[ScriptedStream], None]]) -> None:
+        self.clock = MonotonicClock()
+        self.source = SourceBuffer(self.clock, 8, Bell())
+        self.voice = VoiceTrack(self.clock, 0, Bell())
+        self.hub = EncodedHub(self.clock, Counts())
+        self.now = still
+        self.figures = Figures()
+        self._script = script
+        self._over = asyncio.Event()
+
+    def show(self, rung: Rung, count: int = 25) -> None:
+        """So many frames come out at this rung."""
+        rungs = Counter(self.now.rungs)
+        rungs[rung.name.lower()] += count
+        self.now = replace(self.now, frames_out=self.now.frames_out + count, rungs=rungs)
+
+    def stats(self) -> SessionStats:
+        if self._script:
+            self._script.pop(0)(self)
+        else:
+            self._over.set()
+        return self.now
+
+    def take_figures(self) -> Figures:
+        taken, self.figures = self.figures, Figures()
+        return taken
+
+    def interrupt(self) -> int:
+        return 0
+
+    async def run(self) -> None:
+        await self._over.wait()
+
+    async def close(self) -> None:
+        self._over.set()
+
+
+async def still() -> SessionStats:
+    """The stats of a real session that nobody has used, but live."""
+    async with running_stream() as rig:
+        return replace(rig.session.stats(), state=SessionState.LIVE, rung=Rung.FULL)
+
+
+def host(stream: ScriptedStream, metrics: Metrics) -> HostedSession:
+    plan = SessionPlan(presenter=None, latency_budget_ms=400, idle=Idle.SOURCE, mark=True)
+    return HostedSession(plan, stream, Settings(), metrics)
+
+
+async def test_only_frames_that_the_engine_made_say_that_a_session_flows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """bug: one whose camera had paused or whose engine hung flowed for ever, and its place was given away."""
+    monkeypatch.setattr(hosted, "OBSERVE_INTERVAL_S", 0)
+    steps: list[tuple[Callable[[ScriptedStream], None], bool]] = [
+        (lambda stream: None, False),  # no camera yet
+        (lambda stream: stream.show(Rung.PASS_THROUGH), False),  # its engine opens
+        (lambda stream: stream.show(Rung.FULL), True),
+        (lambda stream: stream.show(Rung.HALF_RATE), True),
+        (lambda stream: None, False),  # the camera pauses
+        (lambda stream: stream.show(Rung.FULL), True),
+        (lambda stream: stream.show(Rung.PASS_THROUGH), False),  # the engine hangs, or is left out
+        (lambda stream: stream.show(Rung.FULL), True),
+    ]
+    said: list[bool] = []
+    session = host(ScriptedStream(await still(), [step for step, _ in steps]), Metrics())
+    session.on_flow = said.append
+    await session.run()
+    assert said[: len(steps)] == [flows for _, flows in steps]
