@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +79,17 @@ class Stream(Protocol):
     async def run(self) -> None: ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A stream's counters as they were told to Prometheus. engaged: frames that the engine made."""
+
+    late: int = 0
+    engaged: int = 0
+    drops: Mapping[str, int] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
+    counted: Mapping[str, int] = field(default_factory=dict)
 
 
 class HostedSession:
@@ -334,23 +345,25 @@ class HostedSession:
                 task.cancel()
 
     async def _observe(self) -> None:
-        late = before = 0
-        counted: Mapping[str, int] = {}
-        dropped: Mapping[str, int] = {}
-        stepped: Mapping[str, int] = {}
-        while True:
-            await asyncio.sleep(OBSERVE_INTERVAL_S)
-            stats = self._stream.stats()
-            engaged = _engaged(stats)
-            self.on_flow(engaged > before)
-            before = engaged
-            self._metrics.observe(self._stream.take_figures())
-            self._metrics.late_frames.inc(max(0, stats.late - late))
-            drops = self._drops(stats)
-            self._metrics.count(dropped, drops, self._metrics.dropped_frames)
-            self._metrics.count(stepped, stats.rung_changes, self._metrics.rung_changes)
-            self._metrics.count(counted, stats.engine_counts)
-            late, dropped, stepped, counted = stats.late, drops, stats.rung_changes, stats.engine_counts
+        seen = _Seen()
+        try:
+            while True:
+                await asyncio.sleep(OBSERVE_INTERVAL_S)
+                before, seen = seen, self._look(seen)
+                self.on_flow(seen.engaged > before.engaged)
+        finally:
+            self._look(seen)  # or the last second of every session would be in no figure
+
+    def _look(self, before: _Seen) -> _Seen:
+        """Tell Prometheus what has happened since `before`."""
+        stats = self._stream.stats()
+        now = _Seen(stats.late, _engaged(stats), self._drops(stats), stats.rung_changes, stats.engine_counts)
+        self._metrics.observe(self._stream.take_figures())
+        self._metrics.late_frames.inc(max(0, now.late - before.late))
+        self._metrics.count(before.drops, now.drops, self._metrics.dropped_frames)
+        self._metrics.count(before.steps, now.steps, self._metrics.rung_changes)
+        self._metrics.count(before.counted, now.counted)
+        return now
 
     def _drops(self, stats: SessionStats) -> dict[str, int]:
         """Frames that never came out, by where they were lost, the way into the stream included."""

@@ -93,3 +93,22 @@ async def test_only_frames_that_the_engine_made_say_that_a_session_flows(
     session.on_flow = said.append
     await session.run()
     assert said[: len(steps)] == [flows for _, flows in steps]
+
+
+async def test_the_last_second_of_a_session_is_in_its_figures() -> None:
+    """bug: whatever came after the last of the looks, one a second, reached no histogram and no counter."""
+    metrics = Metrics()
+    stream = ScriptedStream(await still(), [])
+    stream.now = replace(stream.now, late=3, drops={"source_full": 2}, engine_counts={"windows": 7})
+    stream.figures = Figures(added_latency_ms=[50.0] * 20)
+    session = host(stream, metrics)
+    running = asyncio.create_task(session.run())
+    await asyncio.sleep(0)  # it has begun, and is a second from its first look
+    await asyncio.sleep(0)
+    await session.close()
+    await running
+    text = metrics.exposition().decode()
+    assert "retalk_added_latency_ms_count 20.0" in text
+    assert "retalk_late_frames_total 3.0" in text
+    assert 'retalk_dropped_frames_total{cause="source_full"} 2.0' in text
+    assert 'retalk_engine_counts_total{what="windows"} 7.0' in text
