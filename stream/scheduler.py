@@ -95,27 +95,31 @@ class _Open:
 class Scheduler:
     """An EngineRunner of one thread for a device, or of several where the engine's own work is one thread's.
 
-    workers: how many windows are dubbed at once. Where sessions have lanes there may be a thread more: what opens
-    goes to a lane that nobody knows yet, and may wait there for another's call, but never keeps the thread of
-    a lane that is in use.
+    workers: how many windows are dubbed at once. Where sessions have lanes there may be a thread more: what
+    opens goes to a lane that nobody knows yet, and may wait there for another's call, but never keeps the
+    thread of a lane that is in use.
 
     A window waits at most 10 ms for company, and only where company may come and its deadline allows it. A
     session that has used more than its share of the device lets those go first that have not, whatever their
     deadlines: who is always late would otherwise always be first. Calls of one session never overlap.
     A call that does not return cannot be stopped in Python: its thread is left to itself and a new one takes
-    over, at most `spare_threads` times. That of a LanedSession is ended.
+    over, at most `spare_threads` times. That of a LanedSession is ended. Only what has not returned for
+    `stuck_s` counts: a session that leaves while it opens is given up, too.
     """
 
-    def __init__(self, name: str = "engine", workers: int = 1, spare_threads: int = 4) -> None:
+    def __init__(
+        self, name: str = "engine", workers: int = 1, spare_threads: int = 4, stuck_s: float = 30.0
+    ) -> None:
         _take_short_turns()
         self._name = name
         self._most = workers
         self._spare = spare_threads
+        self._stuck_s = stuck_s
         self._open: dict[int, _Open] = {}
         self._names = itertools.count(1)
         self._orders = itertools.count()
         self._workers: list[_Worker] = []
-        self._lost: list[_Worker] = []
+        self._lost_s: dict[_Worker, float] = {}
         self.changed = threading.Condition()
         self.jobs: list[_Job] = []
         self.running: set[int] = set()
@@ -175,7 +179,7 @@ class Scheduler:
             opened = self._forget(handle)
             stuck.leaving = True
             self._workers.remove(stuck)
-            self._lost = [w for w in self._lost if w.is_alive()] + [stuck]
+            self._lost_s[stuck] = time.monotonic()
             self.running -= stuck.handles
             for job in stuck.batch:
                 if job.handle != handle:
@@ -273,9 +277,11 @@ class Scheduler:
             handles = {*self._open, *self.running, *(job.handle for job in self.jobs), *newcomer}
             if len(self._workers) >= min(self._threads(), len(handles)):
                 return
-            self._lost = [w for w in self._lost if w.is_alive()]
-            if len(self._lost) > self._spare:
-                raise EngineStuck(f"{len(self._lost)} calls of engine {self._name!r} never returned")
+            self._lost_s = {lost: since_s for lost, since_s in self._lost_s.items() if lost.is_alive()}
+            before_s = time.monotonic() - self._stuck_s
+            stuck = sum(since_s <= before_s for since_s in self._lost_s.values())
+            if stuck > self._spare:
+                raise EngineStuck(f"{stuck} calls of engine {self._name!r} never returned")
             worker = _Worker(self, f"retalk-{self._name}")
             self._workers.append(worker)
         worker.start()

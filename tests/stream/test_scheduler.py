@@ -69,7 +69,7 @@ async def test_calls_that_never_return_are_left_behind_but_not_without_end() -> 
     def before(w: EngineWindow) -> None:
         release.wait(20)
 
-    engine, runner = FakeEngine(before), Scheduler(spare_threads=2)
+    engine, runner = FakeEngine(before), Scheduler(spare_threads=2, stuck_s=0.0)
     try:
         for _ in range(3):
             handle = await runner.open(engine, EngineOptions())
@@ -89,6 +89,28 @@ async def test_calls_that_never_return_are_left_behind_but_not_without_end() -> 
             continue
     else:
         pytest.fail("the runner does not recover when the calls return")
+    await runner.shutdown()
+
+
+async def test_openings_that_nobody_waits_for_do_not_count_as_calls_that_never_return() -> None:
+    """bug: clients that came and went while their sessions opened stopped the sessions of the others."""
+    began, release = threading.Semaphore(0), threading.Event()
+
+    def opening() -> None:
+        began.release()
+        _wait(release)
+
+    live, leaving = FakeEngine(), FakeEngine(opening=opening)
+    runner = Scheduler(spare_threads=2)
+    handle = await runner.open(live, EngineOptions())
+    for _ in range(6):
+        given_up = asyncio.create_task(runner.open(leaving, EngineOptions()))
+        assert await asyncio.to_thread(began.acquire, timeout=5)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        async with asyncio.timeout(5):
+            assert len((await runner.run(handle, window(0), 0)).outputs) == 1
+    release.set()
     await runner.shutdown()
 
 
