@@ -13,10 +13,6 @@ SUMS = "SHA256SUMS"
 """Name of the list of hashes beside the weights, as `sha256sum` writes and checks it."""
 
 
-class UnknownWeightsError(ValueError):
-    """No weights have that name; the message lists those that exist."""
-
-
 @dataclass(frozen=True, slots=True)
 class Weights:
     """One weight file.
@@ -64,13 +60,9 @@ def bundled(folder: Path = WEIGHTS) -> tuple[Weights, ...]:
     )
 
 
-def find(name: str, folder: Path = WEIGHTS) -> Weights:
-    """The weights of that name. Raises UnknownWeightsError."""
-    known = bundled(folder)
-    for weights in known:
-        if weights.name == name:
-            return weights
-    raise UnknownWeightsError(f"unknown weights {name!r}; there are: {', '.join(one.name for one in known)}")
+def find(name: str, folder: Path = WEIGHTS) -> Weights | None:
+    """The weights of that name, with the file's suffix or without; None where there are none."""
+    return next((one for one in bundled(folder) if name in (one.name, one.path.name)), None)
 
 
 def _listed(path: Path) -> dict[str, str]:

@@ -325,9 +325,14 @@ def models_pull(
 
 @models.command("path")
 def models_path(
-    name: Annotated[str | None, typer.Argument(help="A group or file; the shipped weights if none.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="As `retalk models list` names it, or a group; the shipped weights' folder if none."
+        ),
+    ] = None,
 ) -> None:
-    """Print the folder of the shipped weights, or where model files are."""
+    """Print the folder of the shipped weights, or where a weight or model file is."""
     from server.models import places
 
     for place in places(name):
@@ -382,7 +387,6 @@ def bad_input(error: Exception) -> bool:
         ("stream.errors", "InputError"),
         ("retalk_models.engine", "UnknownEngineError"),
         ("retalk_models.engine", "DeviceError"),
-        ("retalk_models.checkpoints", "UnknownWeightsError"),
         ("retalk_models.store", "CheckpointError"),
         ("retalk_models.tensors", "TensorFileError"),
         ("retalk_models.phones", "AcousticModelError"),

@@ -76,18 +76,16 @@ def _agree(file: CheckpointFile, agreed: bool) -> bool:
 
 def verify(name: str) -> ExitCode:
     """Compare a shipped weight file, a group or one model file with what it should be."""
-    if any(weights.name == name for weights in bundled()):
-        weights = find(name)
+    weights = find(name)
+    if weights is not None:
         if weights.fault:
             print(f"{weights.path} {weights.fault}; restore it from the release", file=sys.stderr)
             return ExitCode.FAULT
         print(f"{weights.path.name}: as shipped, SHA-256 {weights.actual}")
         return ExitCode.DONE
-    from retalk_models.catalogue import choose
-
     store = CheckpointStore(default_folder())
     code = ExitCode.DONE
-    for file in choose(name):
+    for file in _official(name):
         verdict = store.verify(file)
         if verdict.state is State.GOOD and verdict.found is not None:
             print(f"{file.name}: good, SHA-256 {verdict.found.sha256}")
@@ -98,12 +96,25 @@ def verify(name: str) -> ExitCode:
 
 
 def places(name: str | None) -> Iterator[str]:
-    """The folder of the shipped weights, or where the files of a group, or one file, are or would be."""
+    """The folder of the shipped weights, or where one file, or those of a group, are or would be."""
     if name is None:
         yield str(WEIGHTS)
         return
-    from retalk_models.catalogue import choose
-
+    weights = find(name)
+    if weights is not None:
+        yield str(weights.path)
+        return
     store = CheckpointStore(default_folder())
-    for file in choose(name):
+    for file in _official(name):
         yield str(store.path(file))
+
+
+def _official(name: str) -> tuple[CheckpointFile, ...]:
+    """The files of a group, or the one of that name. Raises UnknownModelError."""
+    from retalk_models.catalogue import UnknownModelError, choose
+
+    try:
+        return choose(name)
+    except UnknownModelError as error:
+        # The catalogue knows nothing of what is shipped, which every caller of this takes as well.
+        raise UnknownModelError(f"{error}, {', '.join(one.name for one in bundled())}") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retalk_models.checkpoints import SUMS, WEIGHTS, UnknownWeightsError, bundled, find
+from retalk_models.checkpoints import SUMS, WEIGHTS, bundled, find
 
 
 @pytest.fixture
@@ -31,10 +31,12 @@ def test_each_kind_of_fault_is_told_apart(folder: Path) -> None:
     assert faults["changed"].startswith("is not the file that was shipped")
 
 
-def test_an_unknown_name_lists_the_known_ones(folder: Path) -> None:
-    assert find("good", folder).path == folder / "good.safetensors"
-    with pytest.raises(UnknownWeightsError, match="changed, extra, gone, good"):
-        find("bad", folder)
+def test_weights_are_found_by_name_with_the_suffix_or_without(folder: Path) -> None:
+    for name in ("good", "good.safetensors"):
+        weights = find(name, folder)
+        assert weights is not None
+        assert weights.path == folder / "good.safetensors"
+    assert find("bad", folder) is None
 
 
 def test_the_shipped_weights_are_those_listed() -> None:

@@ -224,6 +224,20 @@ def test_models_are_listed_and_verified(tmp_path: Path) -> None:
     assert Path(retalk("models", "path", cwd=tmp_path).stdout.strip()).is_dir()
 
 
+def test_a_shipped_weight_file_is_known_with_its_suffix_or_without(tmp_path: Path) -> None:
+    for name in ("talkin_basis", "talkin_basis.safetensors"):
+        place = retalk("models", "path", name, cwd=tmp_path)
+        assert (place.returncode, Path(place.stdout.strip()).name) == (0, "talkin_basis.safetensors")
+    verified = retalk("models", "verify", "talkin_basis.safetensors", cwd=tmp_path)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    assert verified.stdout.startswith("talkin_basis.safetensors: as shipped, SHA-256 ")
+    for command in ("verify", "path"):
+        mistyped = retalk("models", command, "talkin_bassis", cwd=tmp_path)
+        assert (mistyped.returncode, mistyped.stderr.count("\n")) == (2, 1)
+        assert "talkin_basis" in mistyped.stderr
+        assert "DNet.pt" in mistyped.stderr
+
+
 def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['retalk', '--help']\n"
