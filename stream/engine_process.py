@@ -6,9 +6,12 @@ The other end is engine_lane.py.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +21,9 @@ from typing import Any
 from retalk_models.engine import Engine, EngineOptions, EngineSession, EngineWindow
 from stream.engine_line import EngineLine
 from stream.memory import return_memory
+
+_LAST_S = 1.0
+"""How long a process outlives its server at most, whatever it is at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,16 @@ def _portable(error: Exception) -> BaseException:
     return error
 
 
+def _end_with_server(line: int) -> None:
+    """Wait until nobody is at the other end of this descriptor, then end, even in a call that hangs."""
+    # Not PR_SET_PDEATHSIG: the parent it means is the thread that started this process, and that one ends.
+    hang_up = select.poll()
+    hang_up.register(line, 0)
+    hang_up.poll()
+    time.sleep(_LAST_S)
+    os._exit(1)
+
+
 def main() -> None:
     # Ctrl-C goes to the whole group, a service's SIGTERM to all its processes; but sessions may still be
     # finishing, and when to stop is the server's to say, by closing the line.
@@ -125,4 +141,5 @@ def main() -> None:
     # One core is what this process is for.
     cv2.setNumThreads(1)
     line, shared = (int(descriptor) for descriptor in sys.argv[1:3])
+    threading.Thread(target=_end_with_server, args=(line,), name="server-watch", daemon=True).start()
     serve(EngineLine(Connection(line), shared))

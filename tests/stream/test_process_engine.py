@@ -234,6 +234,28 @@ def test_no_engine_process_outlives_a_server_that_was_killed(repository: Path) -
     wait_until(lambda: not is_alive(int(done.stdout)))
 
 
+def test_no_engine_process_that_hangs_outlives_a_server_that_was_killed(repository: Path) -> None:
+    """bug: it looked for its server only between calls, and SIGTERM it does not hear."""
+    script = (
+        "import os, signal, threading\n"
+        "from retalk_models.engine import EngineOptions\n"
+        "from stream.process_engine import ProcessEngine\n"
+        "from tests.stream.engines_elsewhere import HANG, fake, where\n"
+        "from tests.stream.test_process_engine import wait_until, window\n"
+        "engine = ProcessEngine(fake, 1)\n"
+        "print(engine.ask(where), flush=True)\n"
+        "session = engine.open_session(EngineOptions())\n"
+        "threading.Thread(target=session.process, args=(window(HANG),), daemon=True).start()\n"
+        "wait_until(engine._lanes[0]._turn.locked)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=repository, stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    wait_until(lambda: not is_alive(int(done.stdout)))
+
+
 def test_the_shipped_engine_dubs_elsewhere_as_here() -> None:
     here, elsewhere = load_to_serve("talkin", "cpu", 0), load_to_serve("talkin", "cpu")
     try:
