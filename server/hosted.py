@@ -301,6 +301,7 @@ class HostedSession:
             "dubbed": stats.dubbed,
             "frames": stats.frames_out,
             "gaps": stats.gaps,
+            "skipped_ms": stats.skipped_ms,
             "voice_buffered_ms": stats.voice_buffered_ms,
             "played_ms": stats.played_ms,
             "epoch": stats.epoch,

@@ -14,6 +14,7 @@ from stream.clock import Bell, Clock
 from stream.encode import EncodedHub
 from stream.ladder import QualityLadder
 from stream.link import EngineLink, Finished
+from stream.media import AUDIO_FRAME_SAMPLES
 from stream.playout import Playout, Sink
 from stream.runner import EngineRunner
 from stream.source import SourceBuffer
@@ -205,6 +206,7 @@ class Session:
             rejected=self.source.rejected,
             gaps=voice.gaps,
             gap_ms=voice.gap_samples // 48,
+            skipped_ms=counts.audio_skipped * AUDIO_FRAME_SAMPLES // 48,
             epoch=voice.epoch,
             speaking=voice.active(position - us_to_samples(100_000), position + us_to_samples(100_000)),
             playout_delay_ms=self._playout.delay_us // 1000,
@@ -220,6 +222,7 @@ class Session:
                 "out_of_order": self.source.rejected,
                 "playout_full": counts.overflowed,
                 "encoder_behind": encoded.get("encode_dropped", 0),
+                "encoder_refused": encoded.get("encode_refused", 0),
                 "viewer_behind": encoded.get("viewer_dropped", 0),
             },
             rung_changes=dict(self._ladder.changes),

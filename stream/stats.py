@@ -88,7 +88,8 @@ class SessionStats:
     face: state of the newest dubbed frame; faces: frames per state.
     added_latency_ms: release of a frame minus its arrival. skew_ms: audio time minus video time at release.
     stage_ms: per window, by stage: the engine's own, "queue" (waiting for it) and "encode".
-    drops: frames that never came out, by where they were lost. rung_changes: the ladder's steps, by where to.
+    drops: pictures that never came out, by where they were lost. skipped_ms: sound never played, for its time
+    had passed while the machine slept. rung_changes: the ladder's steps, by where to.
     dubbed: frames that show a dub; the engine passes frames through too, by their face or a silent voice.
     late: frames whose dub was not ready when due; stale: whose dub was of an older epoch.
     engine_counts: what the engine counted, such as reference_hits and reference_misses.
@@ -113,6 +114,7 @@ class SessionStats:
     rejected: int
     gaps: int
     gap_ms: int
+    skipped_ms: int
     epoch: int
     speaking: bool
     playout_delay_ms: int

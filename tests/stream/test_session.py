@@ -441,3 +441,12 @@ async def test_an_engine_that_hangs_for_good_holds_up_neither_close_nor_others()
 def test_a_session_refuses_a_senseless_budget() -> None:
     with pytest.raises(ValueError, match="latency_budget_us"):
         SessionConfig(latency_budget_us=0)
+
+
+async def test_pictures_that_no_encoder_takes_are_among_the_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bug: the hub counted them, and neither GET nor /metrics said so."""
+    lost = {"encode_dropped": 1, "encode_refused": 2, "viewer_dropped": 3}
+    async with running() as rig:
+        monkeypatch.setattr(rig.sink, "counts", lambda: lost)
+        drops = rig.session.stats().drops
+    assert (drops["encoder_behind"], drops["encoder_refused"], drops["viewer_behind"]) == (1, 2, 3)
