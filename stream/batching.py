@@ -6,6 +6,8 @@ import math
 
 _WEIGHT = 0.2
 _MEMORY_S = 1.0
+_TRY_AGAIN = 10_000
+"""Calls as large as memory allows (minutes of them) before one twice as large is tried; it may cost a fault."""
 
 
 class CostTable:
@@ -14,14 +16,20 @@ class CostTable:
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
         self._most: int | None = None
+        self._fitted = 0
 
     def note(self, count: int, seconds: float) -> None:
         """A call of `count` windows took so long."""
         before = self._seconds.get(count)
         self._seconds[count] = seconds if before is None else before + _WEIGHT * (seconds - before)
+        if count == self._most:
+            self._fitted += 1
+            if self._fitted == _TRY_AGAIN:
+                self._most, self._fitted = 2 * count, 0
 
     def limit(self, count: int) -> None:
-        """More than `count` windows at once do not fit into memory; one always has to."""
+        """More than `count` windows at once do not fit into memory for now; one always has to."""
+        self._fitted = 0
         self._most = max(1, min(count, self._most or count))
 
     def seconds(self, count: int) -> float:

@@ -291,6 +291,23 @@ def test_the_batch_is_as_large_as_the_first_deadline_allows() -> None:
     assert table.best(8, 1.0) == 1, "the table is refreshed while running"
 
 
+def test_batches_grow_again_long_after_memory_was_short() -> None:
+    """bug: once out of memory, whoever else used it then, batches stayed small for the server's life."""
+    table = CostTable()
+    for count in (1, 2, 4, 8):
+        table.note(count, 0.01)
+    table.limit(2)
+    for _ in range(20_000):
+        table.note(1, 0.01)
+    assert table.best(8, 1.0) == 2, "nothing was learnt of larger ones"
+    for _ in range(10_000):
+        assert table.best(8, 1.0) == 2
+        table.note(2, 0.01)
+    assert table.best(8, 1.0) == 4
+    table.limit(2)
+    assert table.best(8, 1.0) == 2
+
+
 async def test_a_spoiled_window_costs_its_own_session_alone() -> None:
     engine = BatchingFake()
     engine.spoils = {1}
