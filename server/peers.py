@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 1.0
 START_KBPS = 1500
+NEGOTIATION_TIMEOUT_S = 6.0
+"""Upstream waits five seconds at most, for a STUN or TURN server that is not there."""
+
 UNHEARD_S = 15.0
 """How long a connected peer that sends no media may be silent: its consent checks come every five seconds."""
 
@@ -60,7 +63,9 @@ class End(StrEnum):
 class Stage(Protocol):
     """What a peer needs of the session that it belongs to."""
 
-    def video_inlet(self, loop: asyncio.AbstractEventLoop, sender: SenderClock) -> VideoInlet | None: ...
+    def video_inlet(
+        self, loop: asyncio.AbstractEventLoop, owner: object, sender: SenderClock
+    ) -> VideoInlet | None: ...
 
     def voice_inlet(
         self, loop: asyncio.AbstractEventLoop, owner: object, sender: SenderClock
@@ -136,6 +141,7 @@ class Peer:
         self._on_end = on_end
         self._subscription: Subscription | None = None
         self._candidates = 0
+        self._negotiation: asyncio.Task[None] | None = None
         self._watchdog: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._tracks: list[OutgoingTrack] = []
@@ -149,14 +155,15 @@ class Peer:
         voice_mid: the m-line whose audio is the dubbed speech; see `choose_voice`.
         Raises ApiError (400) for an SDP that cannot be used; the peer has ended then.
         """
+        if self.ended is not None:
+            raise _closed()
+        negotiation = asyncio.create_task(
+            self._negotiate(offer, voice_mid), name=f"{self.role}-peer-negotiation"
+        )
+        self._negotiation = negotiation
         try:
-            voice = choose_voice(self.role, offer, voice_mid)
-            self._prepare(offer)
-            await self._pc.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
-            self._connect_tracks(offer, voice)
-            for candidate in offer.candidates:
-                await self._add(candidate)
-            await self._pc.setLocalDescription(await self._pc.createAnswer())
+            # Upstream, cut off in the middle of this, leaves sockets open and servers asked.
+            await asyncio.shield(negotiation)
         except ApiError:
             await self.close(End.REFUSED)
             raise
@@ -165,10 +172,23 @@ class Peer:
             logger.debug("an offer could not be used", exc_info=True)
             await self.close(End.REFUSED)
             raise broken(str(error) or type(error).__name__) from None
+        except asyncio.CancelledError:
+            # Who asked has gone and gets no answer; nobody else would ever end the peer.
+            self._end_soon(End.CLOSED)
+            raise
         if self.ended is not None:
-            raise bad_request("closed", "the peer was closed while it was being answered")
+            raise _closed()
         self._watchdog = asyncio.create_task(self._watch(), name=f"{self.role}-peer-watchdog")
         return str(self._pc.localDescription.sdp)
+
+    async def _negotiate(self, offer: Offer, voice_mid: str | None) -> None:
+        voice = choose_voice(self.role, offer, voice_mid)
+        self._prepare(offer)
+        await self._pc.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
+        self._connect_tracks(offer, voice)
+        for candidate in offer.candidates:
+            await self._add(candidate)
+        await self._pc.setLocalDescription(await self._pc.createAnswer())
 
     async def add_candidate(self, text: str) -> None:
         """Add a trickled candidate; those that must not be connected to are ignored.
@@ -204,6 +224,9 @@ class Peer:
     async def _close(self, reason: End, fault: ApiError | None) -> None:
         if self._watchdog is not None and self._watchdog is not asyncio.current_task():
             self._watchdog.cancel()
+        if self._negotiation is not None:
+            # What it has yet to open, closing now would miss.
+            await asyncio.wait({self._negotiation}, timeout=NEGOTIATION_TIMEOUT_S)
         for track in self._tracks:
             track.stop()
         if self._subscription is not None:
@@ -246,7 +269,7 @@ class Peer:
             if transceiver.mid not in sends:
                 continue
             if transceiver.kind == "video" and self.role in (Role.SOURCE, Role.DUPLEX):
-                inlet = self._stage.video_inlet(loop, sender)
+                inlet = self._stage.video_inlet(loop, self, sender)
                 receiver.sink = inlet
                 self.is_source = inlet is not None
                 receiver.on_report = inlet.report if inlet is not None else None
@@ -298,6 +321,10 @@ class Peer:
             patience = self._settings.silence_timeout_s if self._pc.media_heard else UNHEARD_S
             if now - self._pc.heard_at > patience:
                 return self._end_soon(End.VANISHED)
+
+
+def _closed() -> ApiError:
+    return bad_request("closed", "the peer was closed while it was being answered")
 
 
 def _preferred(kind: str, order: tuple[str, ...]) -> list[Any]:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import threading
 import weakref
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from aiortc import RTCSessionDescription
 
 from retalk_models.engine import Engine
 from server import app, streams
+from server.aiortc_compat import PeerConnection
+from server.errors import ApiError
+from server.inlet import VideoInlet, VoiceInlet
+from server.peers import End, Peer, Role
+from server.sdp import vet_offer
 from server.settings import Settings
 from server.streams import Streams
 from stream.admission import Demand
+from stream.clock import VirtualClock
+from stream.encode import Codec, EncodedHub, Subscription
 from stream.process_engine import ProcessEngine
 from tests.server.churn import churn
 from tests.server.conftest import StartServer
 from tests.server.engines import PatchEngine
-from tests.server.rtc import until
+from tests.server.rtc import client, until
 
 
 async def test_a_stopped_server_stops_its_engines_threads() -> None:
@@ -117,6 +128,99 @@ async def test_a_server_stopped_while_its_spare_process_loads_ends_it(
     with pytest.raises(asyncio.CancelledError):
         await loading
     assert engine.ended.is_set()
+
+
+async def viewers_offer() -> str:
+    """The SDP of one who wants to watch and listen."""
+    peer = client()
+    for kind in ("video", "audio"):
+        peer.addTransceiver(kind, direction="recvonly")
+    await peer.setLocalDescription(await peer.createOffer())
+    sdp = str(peer.localDescription.sdp)
+    await peer.close()
+    return sdp
+
+
+async def test_a_page_closed_while_its_offer_is_answered_leaves_no_session(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bug: the peer had no watchdog yet, and kept its session for ever."""
+    answering, going_on = asyncio.Event(), asyncio.Event()
+    describe = PeerConnection.setLocalDescription
+
+    async def slow(peer: PeerConnection, description: RTCSessionDescription) -> None:
+        answering.set()
+        await going_on.wait()
+        await describe(peer, description)
+
+    monkeypatch.setattr(PeerConnection, "setLocalDescription", slow)
+    server = await start_server(idle_timeout_s=0.2)
+    session = await server.create()
+    hosted = server.registry.find(session.id, session.token)
+    async with session.socket("signal") as socket:
+        await socket.send(json.dumps({"type": "offer", "role": "viewer", "sdp": await viewers_offer()}))
+        await answering.wait()
+        socket.transport.abort()
+    await until(lambda: all(isinstance(who, Peer) for who in hosted._joined))
+    going_on.set()
+    await until(lambda: len(server.registry) == 0, within_s=3)
+
+
+class Shown:
+    """As much of a session as a viewer needs."""
+
+    def __init__(self) -> None:
+        self.hub = EncodedHub(VirtualClock())
+
+    def subscribe(self, codec: Codec) -> Subscription:
+        return self.hub.subscribe(codec)
+
+    def video_inlet(self, *_: object) -> VideoInlet | None:
+        raise AssertionError("a viewer sends nothing")
+
+    def voice_inlet(self, *_: object) -> VoiceInlet:
+        raise AssertionError("a viewer says nothing")
+
+
+@pytest.mark.parametrize("leaving", ["who asked", "the session"])
+async def test_a_peer_given_up_at_any_moment_of_its_answer_leaves_nothing(
+    leaving: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bug: sockets opened after it had been closed stayed open, and so did a subscription made then."""
+    loop = asyncio.get_running_loop()
+    opened: list[asyncio.DatagramTransport] = []
+    create = loop.create_datagram_endpoint
+
+    async def noted(*given: Any, **named: Any) -> tuple[asyncio.DatagramTransport, Any]:
+        transport, protocol = await create(*given, **named)
+        opened.append(transport)
+        return transport, protocol
+
+    monkeypatch.setattr(loop, "create_datagram_endpoint", noted)
+    offer = vet_offer(await viewers_offer(), True)
+    given_up = 0
+    while True:
+        stage, ended = Shown(), Mock()
+        peer = Peer(Role.VIEWER, stage, Settings(), ended)
+        answer = asyncio.create_task(peer.answer(offer))
+        for _ in range(given_up + 1):
+            await asyncio.sleep(0)
+        answered = answer.done()
+        if leaving == "who asked":
+            answer.cancel()
+            await asyncio.wait({answer})
+            assert answered or peer.ended is End.CLOSED
+        await peer.close()
+        await asyncio.wait({answer})
+        ended.assert_called_once_with(peer, End.CLOSED, None)
+        assert stage.hub.counts()["viewers"] == 0
+        assert all(transport.is_closing() for transport in opened)
+        if answered:
+            break
+        assert isinstance(answer.exception(), ApiError) if leaving == "the session" else answer.cancelled()
+        given_up += 1
+    assert given_up > 5
+    assert opened
 
 
 @pytest.mark.parametrize("deaths", [8])
