@@ -7,7 +7,7 @@ import math
 _WEIGHT = 0.2
 _MEMORY_S = 1.0
 _TRY_AGAIN = 10_000
-"""Calls as large as memory allows (minutes of them) before one twice as large is tried; it may cost a fault."""
+"""Calls as large as memory allows (minutes of them) before one twice as large is tried, which may fail."""
 
 
 class CostTable:
