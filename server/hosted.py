@@ -108,7 +108,8 @@ class HostedSession:
         self._settings = settings
         self._metrics = metrics
         self._peers: dict[Peer, Callable[[Peer, End, ApiError | None], None]] = {}
-        self._inlets: list[VideoInlet] = []
+        self._inlets: dict[object, VideoInlet] = {}
+        self._inlet_full = 0  # of inlets whose peers have ended
         self._joined: set[object] = set()
         self._speakers: list[tuple[object, asyncio.Event]] = []
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -234,6 +235,9 @@ class HostedSession:
 
     def _peer_ended(self, peer: Peer, reason: End, fault: ApiError | None) -> None:
         on_end = self._peers.pop(peer, None)
+        inlet = self._inlets.pop(peer, None)
+        if inlet is not None:
+            self._inlet_full += inlet.dropped
         if self.holds_voice(peer):
             self.voice.end()
         self.release_voice(peer)
@@ -242,12 +246,14 @@ class HostedSession:
         if on_end is not None:
             on_end(peer, reason, fault)
 
-    def video_inlet(self, loop: asyncio.AbstractEventLoop, sender: SenderClock) -> VideoInlet | None:
+    def video_inlet(
+        self, loop: asyncio.AbstractEventLoop, owner: object, sender: SenderClock
+    ) -> VideoInlet | None:
         """Where a source's decoded frames go; nowhere for a duplex peer of a session with a presenter."""
         if self.plan.presenter is not None:
             return None
         inlet = VideoInlet(loop, self._stream.clock, self._stream.source.push, sender)
-        self._inlets.append(inlet)
+        self._inlets[owner] = inlet
         return inlet
 
     def voice_inlet(self, loop: asyncio.AbstractEventLoop, owner: object, sender: SenderClock) -> VoiceInlet:
@@ -368,7 +374,8 @@ class HostedSession:
 
     def _drops(self, stats: SessionStats) -> dict[str, int]:
         """Frames that never came out, by where they were lost, the way into the stream included."""
-        return {**stats.drops, "inlet_full": sum(inlet.dropped for inlet in self._inlets)}
+        inlet_full = self._inlet_full + sum(inlet.dropped for inlet in self._inlets.values())
+        return {**stats.drops, "inlet_full": inlet_full}
 
     async def close(self) -> None:
         """End every peer and the stream. Idempotent."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,9 +15,11 @@ from retalk_models.engine import Idle, Rung
 from server import hosted
 from server.hosted import HostedSession, SessionPlan
 from server.metrics import Metrics
+from server.peers import Role
 from server.settings import Settings
 from stream.clock import Bell, MonotonicClock
 from stream.encode import EncodedHub
+from stream.rtp_time import SenderClock
 from stream.source import SourceBuffer
 from stream.stats import Counts, Figures, SessionState, SessionStats
 from stream.voice import VoiceTrack
@@ -112,3 +116,24 @@ async def test_the_last_second_of_a_session_is_in_its_figures() -> None:
     assert "retalk_late_frames_total 3.0" in text
     assert 'retalk_dropped_frames_total{cause="source_full"} 2.0' in text
     assert 'retalk_engine_counts_total{what="windows"} 7.0' in text
+
+
+async def test_inlets_of_ended_peers_are_let_go_and_still_counted() -> None:
+    """bug: every reconnect left the camera's inlet, and all of its state, with the session."""
+    session = host(ScriptedStream(await still(), []), Metrics())
+    loop = asyncio.get_running_loop()
+    held = []
+    for lost in (2, 3):
+        peer = session.new_peer(Role.SOURCE, lambda *_: None)
+        inlet = session.video_inlet(loop, peer, SenderClock())
+        assert inlet is not None
+        inlet._mailbox.dropped = lost
+        held.append(weakref.ref(inlet))
+        del inlet
+        before = session.about()["drops"]["inlet_full"]
+        await peer.close()
+        assert session.about()["drops"]["inlet_full"] == before
+    gc.collect()
+    assert before == 2 + 3
+    assert [one() for one in held] == [None, None]
+    await session.close()
