@@ -82,6 +82,7 @@ export class Page {
     html("choices").hidden = running;
     html("summary").hidden = !running;
     this.policySelect.disabled = running;
+    if (state === "reconnecting") this.#showLost();
     this.start.hidden = running;
     this.stop.hidden = !running;
     // The button under the finger changes; the keyboard's place must not be lost with it.
@@ -168,6 +169,20 @@ export class Page {
     }
   }
 
+  /** The last picture and its figures are of a connection that is no more. */
+  #showLost() {
+    this.dubbed.srcObject = null;
+    this.#showNoDub("The connection is lost. The dubbed picture comes back with it.");
+    this.board.clear();
+  }
+
+  /** @param {string} why */
+  #showNoDub(why) {
+    html("dubbed-empty-text").textContent = why;
+    html("dubbed-empty").hidden = false;
+    html("advice").hidden = true;
+  }
+
   /** @param {boolean} muted */
   setMuted(muted) {
     this.dubbed.muted = muted;
@@ -181,8 +196,7 @@ export class Page {
     this.source.srcObject = null;
     this.dubbed.srcObject = null;
     this.setMuted(false);
-    html("dubbed-empty").hidden = false;
-    html("advice").hidden = true;
+    this.#showNoDub("The dubbed picture appears here, with its sound.");
     this.showSource("", "");
     this.board.clear();
   }

@@ -7,6 +7,8 @@ import { ClientError } from "./errors.js";
 /** Samples per second on the wire: mono, 16 bits, little end first. */
 export const RATE = 24000;
 const CHUNK_MS = 40;
+/** How long the server may take over what it never reports. */
+const UNREPORTED_MS = 1000;
 const LONGEST_S = 30 * 60;
 const LARGEST_BYTES = 256 * 1024 * 1024;
 
@@ -59,6 +61,7 @@ export class Utterance extends EventTarget {
   #creditMs = 0;
   #sent = 0;
   #timer = 0;
+  #ended = false;
   #over = false;
 
   /**
@@ -138,8 +141,12 @@ export class Utterance extends EventTarget {
       this.socket.send(this.pcm.subarray(this.#sent, end));
       this.#creditMs -= CHUNK_MS;
       this.#sent = end;
-      if (end === this.pcm.length) this.#send({ type: "end" });
     }
+    if (this.#ended || this.#sent < this.pcm.length) return;
+    this.#ended = true;
+    this.#send({ type: "end" });
+    // Of what is shorter than the server's interval it may report nothing at all.
+    this.#finishIn(this.totalMs - this.playedMs + UNREPORTED_MS);
   }
 
   /** @param {number} bufferedMs  what the server holds and has not played */
@@ -149,7 +156,16 @@ export class Utterance extends EventTarget {
     this.dispatchEvent(new CustomEvent("progress", { detail: { playedMs: this.playedMs, totalMs: this.totalMs } }));
     if (this.#sent < this.pcm.length) return;
     // The server reports only while it holds something, so the last report is not always the empty one.
+    this.#finishIn(bufferedMs > 0 ? bufferedMs + 300 : 0);
+  }
+
+  /** @param {number} ms  from now, unless a later report tells better */
+  #finishIn(ms) {
     clearTimeout(this.#timer);
-    this.#timer = window.setTimeout(() => !this.#over && this.#finish("finished"), bufferedMs > 0 ? bufferedMs + 300 : 0);
+    this.#timer = window.setTimeout(() => {
+      if (this.#over) return;
+      this.playedMs = this.totalMs;
+      this.#finish("finished");
+    }, ms);
   }
 }

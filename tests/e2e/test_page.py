@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import urllib.request
+import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ HUSHED_S = 0.8
 
 DESK = ViewportSize(width=1280, height=800)
 PHONE = ViewportSize(width=360, height=740)
+SMALLEST_PHONE = ViewportSize(width=320, height=568)
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +231,19 @@ def test_phone_needs_no_sideways_scrolling(server: Served, browser: Browser, tmp
     page.close()
 
 
+def test_choice_of_a_sound_file_fits_the_smallest_phone(
+    server: Served, browser: Browser, tmp_path: Path
+) -> None:
+    page = browser.new_page(viewport=SMALLEST_PHONE, is_mobile=True, has_touch=True)
+    page.goto(server.url)
+    page.check("input[name=voice][value=file]")
+    expect(page.locator("#voice-file")).to_be_visible()
+    page.screenshot(path=tmp_path / "smallest_phone.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == SMALLEST_PHONE["width"]
+    assert page.evaluate("document.getElementById('voice-file').getBoundingClientRect().right") <= 320
+    page.close()
+
+
 def refusal(page: Page) -> str:
     expect(page.locator("body")).to_have_attribute("data-state", "failed", timeout=20_000)
     assert page.locator("#alert").get_attribute("role") == "alert"
@@ -272,6 +287,22 @@ def test_text_file_as_a_voice_is_refused(server: Served, browser: Browser, tmp_p
     choose(page, "sample", words)
     page.click("#start")
     assert "not sound that the browser can read" in refusal(page)
+    page.close()
+
+
+def test_voice_of_one_sample_finishes(server: Served, browser: Browser, tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "click.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(24_000)
+        file.writeframes(b"\0\x40")
+    page = browser.new_page(viewport=DESK)
+    page.goto(server.url)
+    choose(page, "sample", tmp_path / "click.wav")
+    start(page)
+    expect(page.locator("#status")).to_contain_text("The voice has finished", timeout=5000)
+    expect(page.locator("#again")).to_be_visible()
+    stop(page)
     page.close()
 
 
@@ -351,9 +382,17 @@ def test_server_that_goes_and_comes_back_is_found_again(browser: Browser, tmp_pa
         first.process.kill()
         first.process.wait()
         expect(page.locator("#status")).to_contain_text("Connection lost", timeout=10_000)
+        expect(page.locator("#dubbed-empty")).to_be_visible()
+        expect(page.locator("#dubbed-empty")).to_contain_text("The connection is lost")
+        for tile in ("face", "voice", "fps", "latency"):
+            expect(page.locator(f"#fig-{tile}")).to_have_text("\N{EN DASH}")
+        page.screenshot(path=tmp_path / "lost.png")
     with serving(tmp_path / "second.log", port=int(first.url.rsplit(":", 1)[1])):
         expect(page.locator("body")).to_have_attribute("data-state", "live", timeout=45_000)
+        expect(page.locator("#dubbed-empty")).to_be_hidden()
+        expect(page.locator("#fig-face")).to_have_text("Tracked", timeout=10_000)
         stop(page)
+    expect(page.locator("#dubbed-empty")).to_contain_text("appears here")
     choose(page, "sample", "sample")
     page.click("#start")
     assert "does not answer" in refusal(page)
