@@ -193,7 +193,9 @@ class Scheduler:
         if opened is not None and isinstance(opened.session, LanedSession) and not closes:
             opened.session.abort()
         if waiting:
-            self._ensure_worker()
+            # Who gives up has nothing to do with those that wait; they are told when they next ask.
+            with contextlib.suppress(EngineStuck):
+                self._ensure_worker()
 
     def load(self) -> Mapping[int, float]:
         """Seconds of the device per second that each open session took lately, by its handle."""

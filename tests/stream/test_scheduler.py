@@ -114,6 +114,32 @@ async def test_openings_that_nobody_waits_for_do_not_count_as_calls_that_never_r
     await runner.shutdown()
 
 
+async def test_giving_up_the_last_call_that_may_hang_ends_no_session() -> None:
+    """bug: whoever gave it up while others waited was told EngineStuck, which ended its stream."""
+    began, release = threading.Event(), threading.Event()
+
+    def before(w: EngineWindow) -> None:
+        began.set()
+        _wait(release)
+
+    engine, runner = FakeEngine(before), Scheduler(spare_threads=0, stuck_s=0.0)
+    stuck, other = [await runner.open(engine, EngineOptions()) for _ in range(2)]
+    hung = asyncio.create_task(runner.run(stuck, window(0), 0))
+    assert await asyncio.to_thread(began.wait, 5)
+    behind = asyncio.create_task(runner.run(other, window(1), 0))
+    await asyncio.sleep(0)
+    runner.abandon(stuck)
+    with pytest.raises(EngineStuck):
+        await runner.open(engine, EngineOptions())
+    release.set()
+    for lost in runner._lost_s:
+        await asyncio.to_thread(lost.join, 5)
+    await runner.open(engine, EngineOptions())
+    assert len((await asyncio.wait_for(behind, 5)).outputs) == 1
+    hung.cancel()
+    await runner.shutdown()
+
+
 async def test_work_waiting_behind_a_stuck_call_is_done_by_the_next_thread() -> None:
     release = threading.Event()
     engine = FakeEngine(lambda w: None if w.frames[0].time_us else _wait(release))
