@@ -199,6 +199,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder that keeps the tracked landmarks")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     options = parser.parse_args()
+    if options.out.is_dir():
+        parser.refuse(f"{options.out}: it is a folder; --out must name a file in it")
     try:
         tensors = learn(_people(options.clips, options.cache))
         options.out.parent.mkdir(parents=True, exist_ok=True)

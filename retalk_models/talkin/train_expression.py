@@ -91,6 +91,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     try:
         entries = read_catalogue(options.clips, "train")
+        options.out.mkdir(parents=True, exist_ok=True)
         pairs = read_pairs(entries, options.cache, ExpressionBasis.load())
     except (OSError, ValueError) as error:
         parser.refuse(error)

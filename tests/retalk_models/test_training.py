@@ -222,6 +222,27 @@ def test_a_training_command_says_what_is_wrong_in_one_line(
     assert named in said.err
 
 
+@pytest.mark.parametrize(("command", "out"), [(train_basis, "folder"), (train_expression, "file")])
+def test_training_looks_where_it_writes_before_it_tracks(
+    command: ModuleType,
+    out: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "clips.csv").write_text("set,file,lips_minus_sound_ms,image_only\ntrain,file,,no\n")
+    arguments = ["--clips", tmp_path, "--cache", tmp_path / "cache", "--out", tmp_path / out]
+    monkeypatch.setattr(sys, "argv", ["retalk train", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exited:
+        command.main()
+    said = capsys.readouterr().err
+    assert (exited.value.code, said.count("\n")) == (2, 1)
+    assert str(tmp_path / out) in said
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_catalogue_gives_lags_in_seconds(clips: Path) -> None:
     entries = {entry.name: entry for entry in read_catalogue(clips, "train")}
     assert len(entries) == 53
