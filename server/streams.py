@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from server.bench import SAMPLE_SPEECH
 from server.hosted import SessionPlan
 from server.settings import Settings
 from stream.admission import Admission, Demand, measure_demand
+from stream.batch_cost import measure_calls
 from stream.clock import MonotonicClock
 from stream.errors import InputError
 from stream.files import VideoFile
@@ -44,12 +45,17 @@ class Streams:
     """The engine of this server, the threads that it runs in, and what fits. Close it after the last session.
 
     demand: what a session was measured to take; None where nobody measured, and all is admitted.
+    calls: seconds that a call of n windows was measured to take, by n, see `measure_calls`.
     """
 
-    def __init__(self, engine: Engine, demand: Demand | None = None) -> None:
+    def __init__(
+        self, engine: Engine, demand: Demand | None = None, calls: Mapping[int, float] | None = None
+    ) -> None:
         self.engine = engine
         threads = threads_for(engine)
         self._runner = Scheduler(engine.name, workers=threads)
+        for count, seconds in (calls or {}).items():
+            self._runner.costs.note(count, seconds)
         self._files = ThreadPoolExecutor(1, "presenter-check")
         self._checked: dict[Path, tuple[int, int, bool]] = {}
         self.demand = demand
@@ -74,6 +80,11 @@ class Streams:
             person=adapted(plan.presenter),
         )
         return Session(config, self.engine, clock=MonotonicClock(), runner=self._runner)
+
+    @property
+    def calls(self) -> Mapping[int, float]:
+        """Seconds that a call of n windows takes, by n, as far as known."""
+        return self._runner.costs.table()
 
     async def is_usable(self, presenter: Path) -> bool:
         """Whether a presenter's file can be shown; looked at anew only where it has changed."""
@@ -140,7 +151,7 @@ async def load(settings: Settings) -> Streams:
             executor, load_to_serve, settings.engine, settings.device, settings.engine_processes
         )
         try:
-            demand = await loop.run_in_executor(executor, _measured, engine)
+            demand, calls = await loop.run_in_executor(executor, _measured, engine)
             if isinstance(engine, ProcessEngine):
                 await loop.run_in_executor(executor, partial(engine.prepare, wait=True))
         except BaseException:
@@ -152,15 +163,18 @@ async def load(settings: Settings) -> Streams:
     gc.collect()
     gc.freeze()
     logger.info("a session takes %.2f of the device and %.2f cores", demand.device, demand.cores)
-    return Streams(engine, demand)
+    return Streams(engine, demand, calls)
 
 
-def _measured(engine: Engine) -> Demand:
-    """What one session takes here; the engine has loaded and warmed up everything after it."""
+def _measured(engine: Engine) -> tuple[Demand, dict[int, float]]:
+    """What one session and what calls of several windows take; the engine is warm after it."""
     try:
         material = load_material(sample_presenter(), SAMPLE_SPEECH, *_START_SIZE, _START_S)
     except InputError as error:
         logger.warning("without a face the engine's cost cannot be measured at start: %s", error)
         grey = Picture.from_rgb(np.full((_START_SIZE[1], _START_SIZE[0], 3), 128, np.uint8))
         material = Material([grey], 25.0, np.zeros(PLAYOUT_RATE, np.int16))
-    return ask(engine, partial(measure_demand, material=material))
+    return (
+        ask(engine, partial(measure_demand, material=material)),
+        ask(engine, partial(measure_calls, material=material)),
+    )
