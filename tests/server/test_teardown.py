@@ -48,7 +48,7 @@ async def test_a_stopped_server_stops_its_engines_threads() -> None:
 async def test_what_loading_made_is_not_looked_through_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen: list[bool] = []
     monkeypatch.setattr(streams, "load_to_serve", lambda *_: PatchEngine())
-    monkeypatch.setattr(streams, "_measured", lambda _: Demand(0.1, 0.1))
+    monkeypatch.setattr(streams, "_measured", lambda _: (Demand(0.1, 0.1), {}))
     # The test's own process is not to keep for good what it has made.
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
     await (await streams.load(Settings())).close()
@@ -121,7 +121,7 @@ async def test_a_server_stopped_while_its_spare_process_loads_ends_it(
 
     engine = Waiting()
     monkeypatch.setattr(streams, "load_to_serve", lambda *_: engine)
-    monkeypatch.setattr(streams, "_measured", lambda _: Demand(0.1, 0.1))
+    monkeypatch.setattr(streams, "_measured", lambda _: (Demand(0.1, 0.1), {}))
     loading = asyncio.create_task(streams.load(Settings()))
     await until(engine.begun.is_set)
     loading.cancel()
