@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import count, cycle, islice, takewhile
 from statistics import median
 
@@ -50,9 +50,7 @@ def _calls(engine: Engine, material: Material, size: int, until_s: float) -> lis
     assert isinstance(engine, BatchEngine)
     taken: list[float] = []
     with ExitStack() as stack:
-        sessions = [engine.open_session(EngineOptions()) for _ in range(size)]
-        for session in sessions:
-            stack.callback(session.close)
+        sessions = [stack.enter_context(closing(engine.open_session(EngineOptions()))) for _ in range(size)]
         for window in islice(_windows(engine, material), _CALLS):
             if time.perf_counter() + max(taken, default=0.0) > until_s:
                 break

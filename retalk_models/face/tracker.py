@@ -237,7 +237,8 @@ def shrink(picture: Picture, box: Box, side: int) -> Picture:
     for goal, part in parts:
         # Halving is forty times faster than any other reduction by area, and the same where nothing is odd.
         while all(
-            side % 2 == 0 and side >= 2 * least for side, least in zip(part.shape, goal.shape, strict=True)
+            length % 2 == 0 and length >= 2 * least
+            for length, least in zip(part.shape, goal.shape, strict=True)
         ):
             part = cv2.resize(part, (part.shape[1] // 2, part.shape[0] // 2), interpolation=cv2.INTER_AREA)
         goal[...] = cv2.resize(part, (goal.shape[1], goal.shape[0]), interpolation=cv2.INTER_AREA)

@@ -26,6 +26,12 @@ class Machine:
             now_s=lambda: self.now,
         )
 
+    def admit_live(self, names: str) -> None:
+        """Sessions of these one-letter names are admitted, and their frames flow."""
+        for name in names:
+            self.admission.join(name)
+            self.admission.live(name)
+
     def run(self, seconds: int, device: float, cores: float) -> None:
         self.device = device
         for _ in range(seconds):
@@ -87,9 +93,7 @@ def test_a_session_gives_its_place_back() -> None:
 def test_sessions_that_cost_more_than_measured_take_the_places() -> None:
     machine = Machine(Demand(0.1, 0.1))
     assert machine.free == 7
-    for name in "ab":
-        machine.admission.join(name)
-        machine.admission.live(name)
+    machine.admit_live("ab")
     assert machine.free == 5
     machine.run(12, device=0.6, cores=1.0)
     assert machine.free == 0
@@ -97,9 +101,7 @@ def test_sessions_that_cost_more_than_measured_take_the_places() -> None:
 
 def test_sessions_that_cost_less_make_room() -> None:
     machine = Machine(Demand(0.3, 0.3))
-    for name in "ab":
-        machine.admission.join(name)
-        machine.admission.live(name)
+    machine.admit_live("ab")
     assert machine.free == 0
     machine.run(12, device=0.1, cores=0.2)
     assert machine.free >= 2
@@ -125,9 +127,7 @@ def test_other_work_in_this_process_counts() -> None:
 def test_a_camera_that_pauses_does_not_give_its_place_away() -> None:
     """bug: two live sessions filled the machine, both paused, and seven more were let in."""
     machine = Machine(Demand(0.3, 0.3))
-    for name in "ab":
-        machine.admission.join(name)
-        machine.admission.live(name)
+    machine.admit_live("ab")
     machine.run(30, device=0.6, cores=0.6)
     assert machine.free == 0
     for noticed in (False, False, True):  # by those who look once a second
@@ -149,9 +149,7 @@ def test_a_camera_that_pauses_does_not_give_its_place_away() -> None:
 def test_while_all_pause_it_is_remembered_what_they_took() -> None:
     """bug: the start's measure, a third of what these took, was all that was left of them."""
     machine = Machine(Demand(0.1, 0.1))
-    for name in "abc":
-        machine.admission.join(name)
-        machine.admission.live(name)
+    machine.admit_live("abc")
     machine.run(30, device=0.69, cores=0.69)
     assert machine.free == 0
     for name in "abc":
@@ -178,9 +176,7 @@ def test_a_session_that_has_begun_to_flow_counts_once(each: float) -> None:
 def test_who_leaves_gives_the_place_back_at_once() -> None:
     """bug: for most of ten seconds what a session had used still counted, and who came was refused."""
     machine = Machine(Demand(0.17, 0.34))
-    for name in "abcd":
-        machine.admission.join(name)
-        machine.admission.live(name)
+    machine.admit_live("abcd")
     machine.run(30, device=0.68, cores=1.36)
     assert machine.free == 0
     machine.admission.leave("a")
@@ -197,9 +193,7 @@ def test_who_leaves_gives_the_place_back_at_once() -> None:
 def test_what_the_others_take_is_not_forgotten_when_one_leaves() -> None:
     """They take three times what one was measured to take at start: one place is free, not four."""
     machine = Machine(Demand(0.1, 0.1))
-    for name in "abcd":
-        machine.admission.join(name)
-        machine.admission.live(name)
+    machine.admit_live("abcd")
     machine.run(30, device=1.2, cores=1.2)
     machine.admission.leave("a")
     for _ in range(30):

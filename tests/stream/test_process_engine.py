@@ -219,6 +219,15 @@ def test_no_signal_but_closing_ends_a_process_in_order() -> None:
         engine.open_session(EngineOptions())
 
 
+def _engine_process_ends_with_its_server(script: str, repository: Path) -> None:
+    """script: of a server that prints its engine process's number and kills itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=repository, stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    wait_until(lambda: not is_alive(int(done.stdout)))
+
+
 def test_no_engine_process_outlives_a_server_that_was_killed(repository: Path) -> None:
     script = (
         "from functools import partial; import os, signal\n"
@@ -227,11 +236,7 @@ def test_no_engine_process_outlives_a_server_that_was_killed(repository: Path) -
         "print(ProcessEngine(fake, 1).ask(where), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=repository, stdout=subprocess.PIPE, text=True, timeout=60
-    )
-    assert done.returncode == -signal.SIGKILL
-    wait_until(lambda: not is_alive(int(done.stdout)))
+    _engine_process_ends_with_its_server(script, repository)
 
 
 def test_no_engine_process_that_hangs_outlives_a_server_that_was_killed(repository: Path) -> None:
@@ -249,11 +254,7 @@ def test_no_engine_process_that_hangs_outlives_a_server_that_was_killed(reposito
         "wait_until(engine._lanes[0]._turn.locked)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=repository, stdout=subprocess.PIPE, text=True, timeout=60
-    )
-    assert done.returncode == -signal.SIGKILL
-    wait_until(lambda: not is_alive(int(done.stdout)))
+    _engine_process_ends_with_its_server(script, repository)
 
 
 def test_the_shipped_engine_dubs_elsewhere_as_here() -> None:

@@ -41,7 +41,10 @@ def videoretalking_facts() -> Path:
     beside = Path(__file__).resolve().parents[4] / "shared" / "design" / "videoretalking"
     folder = Path(os.environ.get("RETALK_VIDEORETALKING_FACTS", beside))
     if not folder.is_dir():
-        pytest.skip(f"VIDEORETALKING GOLDENS ABSENT: no folder {folder}; set RETALK_VIDEORETALKING_FACTS")
+        pytest.skip(
+            f"VIDEORETALKING GOLDENS ABSENT: no folder {folder}; "
+            "set RETALK_VIDEORETALKING_FACTS to one with manifest/ and golden/"
+        )
     return folder
 
 
