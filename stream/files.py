@@ -122,7 +122,7 @@ class VideoFile:
         if self.still or begins_us is None or not self._pts:
             return 0
         lead = self._origin - Fraction(begins_us, av.time_base) / self.time_base
-        return min(max(0, round(lead)), round(_LONGEST_LEAD_S / self.time_base))
+        return round(lead) if 0 < lead * self.time_base <= _LONGEST_LEAD_S else 0
 
     def time_us(self, pts: int) -> int:
         """Microseconds since the first frame of a time in `time_base` units, rounded down."""
