@@ -59,6 +59,15 @@ _TURN = 0.3
 _SPREAD_MOST = np.array([9, 2, 2], np.float32)
 """No point is allowed more spread than this: a lip that is now lit, now dark, is still a lip."""
 
+_WORST = 3.0
+"""No point counts for more: a microphone hides few points, but those are nothing like skin."""
+
+_DOUBTFUL = 0.3
+"""What looks less like itself than this is learnt so much more slowly: a hand is not to be taken for the
+face, yet new light is in the end."""
+
+_DOUBTED = 0.1
+
 _SHADED = (33, 263, 159, 386, 2)
 """Outer corners and upper lids of the eyes, and the base of the nose: what lies between has the face's own
 shadows."""
@@ -68,7 +77,8 @@ shadows."""
 class Look:
     """One frame's surface.
 
-    hidden: 0..1, the share of the mouth's surroundings that does not look as it did; 0 while still learning.
+    hidden: how unlike themselves lips and the skin round them look, 0..3: the mean over points of how far
+    each is beyond half of what it may be off by; 0 while still learning, 0.5 is a hand.
     light: (4,) Y, U, V of the bare skin next to the mouth, and Y of the face's darkest spots.
     """
 
@@ -127,7 +137,7 @@ def _middle(seen: F32) -> F32:
 
 
 class SurfaceMemory:
-    """Remembers how lips and the skin round them look, and says how much of that is hidden now."""
+    """Remembers how lips and the skin round them look, and says how far that is hidden now."""
 
     def __init__(self) -> None:
         self._outer, self._inner = list(OUTER_LIPS), list(INNER_LIPS)
@@ -161,16 +171,15 @@ class SurfaceMemory:
         away = np.abs(relative - self._mean)
         limit = 2.5 * np.minimum(self._spread, _SPREAD_MOST) + _FLOOR
         limit = limit * np.float32(1 + _TURN * abs(yaw - self._yaw))
-        share = float((away > limit).any(axis=1).mean()) if self._frames > _WARM_UP else 0.0
-        # What looks wrong is learnt slowly, so that a hand is not taken for the face, yet new light is in the
-        # end.
-        rate = 1 - np.exp(-elapsed_s / _MEMORY_S) if self._frames > _WARM_UP else 1 / (self._frames + 1)
-        rate *= 0.15 if share > 0.3 else 1.0
+        known = self._frames > _WARM_UP
+        hidden = float(np.clip((away / limit).max(axis=1) - 0.5, 0, _WORST).mean()) if known else 0.0
+        rate = 1 - np.exp(-elapsed_s / _MEMORY_S) if known else 1 / (self._frames + 1)
+        rate *= _DOUBTED if hidden > _DOUBTFUL else 1.0
         self._frames += 1
         self._yaw += rate * (yaw - self._yaw)
         self._mean = np.asarray(self._mean + rate * (relative - self._mean), np.float32)
         self._spread = np.asarray(self._spread + rate * (np.minimum(away, limit) - self._spread), np.float32)
-        return share
+        return hidden
 
 
 class CutDetector:

@@ -23,8 +23,8 @@ _PROFILE = (np.radians(48.0), np.radians(42.0))
 _STEEP = (np.radians(42.0), np.radians(36.0))
 """The same for pitch."""
 
-_HIDDEN = (0.45, 0.3)
-"""The same for the share of the mouth's surroundings that looks wrong."""
+_HIDDEN = (0.5, 0.35)
+"""The same for how unlike itself the mouth looks, see align.Look."""
 
 _EDGE = (0.08, 0.12)
 """The same for the lips' distance to the frame's border, over the face's width."""
@@ -86,7 +86,7 @@ class Presence:
         elapsed_s: float,
         new_face: bool,
     ) -> Reading:
-        """Take in one frame. pose: the face's. hidden: 0..1. elapsed_s: since the frame before."""
+        """Take in one frame. pose: the face's. hidden: of align.Look. elapsed_s: since the frame before."""
         if new_face:
             self._ramp = 0.0
         if face is None or pose is None:

@@ -54,6 +54,17 @@ def test_something_before_the_mouth_is_noticed_and_soon_forgotten_when_gone() ->
     assert memory.look(looked_at(skin()), 0.0, 0.04).hidden < 0.1
 
 
+def test_a_microphone_before_half_of_the_lips_is_noticed() -> None:
+    memory = SurfaceMemory()
+    for _ in range(40):
+        memory.look(looked_at(skin()), 0.0, 0.04)
+    covered = skin()
+    lips = points(0.0, pose(scale=90.0, x=160, y=120))[14, :2].astype(int)
+    covered.y[lips[1] : lips[1] + 40, lips[0] - 22 : lips[0] + 22] = 40
+    shown = [memory.look(looked_at(covered), 0.0, 0.04).hidden for _ in range(50)]
+    assert min(shown) > 0.5, "it is there for two seconds, and is not learnt as skin"
+
+
 def test_light_that_changes_slowly_is_no_occlusion() -> None:
     memory = SurfaceMemory()
     shares = [memory.look(looked_at(skin(150 - k // 2)), 0.0, 0.04).hidden for k in range(120)]
