@@ -96,6 +96,26 @@ class CloseUp:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Cover:
+    """Which triangle lies over each node of a grid, and where in it the node is.
+
+    corners: (t, 3) indices as in triangles. owner: (rows, columns) of corners, -1 where none lies.
+    second, third: (rows, columns) shares of the triangle's corners; the first has the rest.
+    """
+
+    corners: I32
+    owner: I32
+    second: F32
+    third: F32
+
+    def spread(self, points: F32) -> F32:
+        """(rows, columns, 2) where in another picture of the face, whose points (478, 2) are given, what lies
+        at each node lies; 0 where no triangle is."""
+        mesh = np.concatenate([points, fixed_ring(points)])
+        return _spread(mesh[self.corners], self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class WarpField:
     """Where every pixel of a region comes from, on a coarse grid.
 
@@ -105,7 +125,7 @@ class WarpField:
     that resizing the grid to the box's size reads it at every pixel.
     offsets: (rows, columns, 2) float32, source position minus target position, pixels, x then y.
     reach: (rows, columns) float32, 1 well inside what moves, falling to exactly 0 at its border.
-    close: what holds in place of the grid in a part of the box.
+    close: what holds in place of the grid in a part of the box. cover: the mesh over the nodes.
     """
 
     box: Box
@@ -113,6 +133,7 @@ class WarpField:
     offsets: F32
     reach: F32
     close: CloseUp | None = None
+    cover: Cover | None = None
 
     def node_axes(self) -> tuple[F32, F32]:
         """(columns,) x and (rows,) y of the nodes in the frame, pixels."""
@@ -179,7 +200,8 @@ def warp_field(
     kept &= _reaches(corners, columns, rows)
     active, corners, bridge = active[kept], corners[kept], facing[kept] == 0
     index = rasterise(corners, rows, columns)
-    offsets = _interpolate(corners, (before - after)[active], index)
+    cover = _cover(active, corners, index)
+    offsets = _spread((before - after)[active], cover)
 
     inside = (index >= 0).astype(np.uint8)
     cells = max(1, round(feather / coarse / 2))
@@ -195,8 +217,9 @@ def warp_field(
         # Where the lips meet, the bridge between them is thinner than a pixel: dots of the inside.
         near[bridge] &= _height(places[bridge]) >= 1
         places, values = places[near], (before - after)[active[near]]
-        detail = CloseUp(seen, _interpolate(places, values, rasterise(places, seen.height, seen.width)))
-    field = WarpField(box, step, offsets, reach, detail)
+        nearby = _cover(active[near], places, rasterise(places, seen.height, seen.width))
+        detail = CloseUp(seen, _spread(values, nearby))
+    field = WarpField(box, step, offsets, reach, detail, cover)
     _settle_at_frame_edge(field, frame_size, feather)
     return field
 
@@ -303,9 +326,8 @@ def _across(start: F64, end: F64, which: NDArray[np.intp], height: F64) -> F64:
     return np.asarray(start[0][which] + (height - start[1][which]) * slope[which])
 
 
-def _interpolate(corners: F64, values: F64, index: I32) -> F32:
-    """Values (t, 3, 2) at the triangles' corners to every node of the index picture, affine in each
-    triangle."""
+def _cover(active: I32, corners: F64, index: I32) -> Cover:
+    """Where every node of the index picture lies in its triangle. corners: (t, 3, 2) of active, in cells."""
     a, edge1, edge2 = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     area = _turn(corners)
     # A triangle seen edge-on covers nothing worth a slope.
@@ -313,9 +335,7 @@ def _interpolate(corners: F64, values: F64, index: I32) -> F32:
     first = np.stack([edge2[:, 1] * inverse, -edge2[:, 0] * inverse], axis=1)
     second = np.stack([-edge1[:, 1] * inverse, edge1[:, 0] * inverse], axis=1)
     shift1, shift2 = -(first * a).sum(axis=1, keepdims=True), -(second * a).sum(axis=1, keepdims=True)
-    rise1, rise2 = values[:, 1] - values[:, 0], values[:, 2] - values[:, 0]
-    columns_of = [first, shift1, second, shift2, values[:, 0], rise1, rise2]
-    table = np.ascontiguousarray(np.concatenate(columns_of, axis=1).T, np.float32)
+    table = np.ascontiguousarray(np.concatenate([first, shift1, second, shift2], axis=1).T, np.float32)
     # Every node, covered or not: to pick those that are out and put them back takes as long as the sums.
     owner = np.maximum(index, 0).astype(np.intp)
     rows, columns = index.shape
@@ -324,11 +344,19 @@ def _interpolate(corners: F64, values: F64, index: I32) -> F32:
     along1 = np.clip(table[0].take(owner) * x + table[1].take(owner) * y + table[2].take(owner), 0, 1)
     along2 = table[3].take(owner) * x + table[4].take(owner) * y + table[5].take(owner)
     along2 = np.maximum(np.minimum(along2, 1 - along1), 0)
-    out: F32 = np.empty((rows, columns, 2), np.float32)
+    return Cover(active, index, along1, along2)
+
+
+def _spread(values: F64 | F32, cover: Cover) -> F32:
+    """Values (t, 3, 2) at the triangles' corners to every node, affine in each triangle; 0 where none is."""
+    rises = [values[:, 0], values[:, 1] - values[:, 0], values[:, 2] - values[:, 0]]
+    table = np.ascontiguousarray(np.concatenate(rises, axis=1).T, np.float32)
+    owner = np.maximum(cover.owner, 0).astype(np.intp)
+    out: F32 = np.empty((*cover.owner.shape, 2), np.float32)
     for axis in (0, 1):
-        start, rise_one, rise_two = (table[row + axis].take(owner) for row in (6, 8, 10))
-        out[..., axis] = start + along1 * rise_one + along2 * rise_two
-    out[index < 0] = 0
+        start, rise_one, rise_two = (table[row + axis].take(owner) for row in (0, 2, 4))
+        out[..., axis] = start + cover.second * rise_one + cover.third * rise_two
+    out[cover.owner < 0] = 0
     return out
 
 

@@ -21,13 +21,14 @@ from retalk_models.talkin.mouth_crop import (
     MouthCrop,
     crop_of,
     cut_crop,
+    field_places,
     halved,
     look,
     net_input,
+    on_crop,
     outlines,
     reach_mask,
     tone_shift,
-    warp_places,
 )
 from retalk_models.talkin.target import TargetFace
 from retalk_models.talkin.views import PersonViews, View
@@ -144,7 +145,7 @@ class Enhancement:
         context, first = cut_crop(picture, crop), cut_crop(dubbed, crop)
         second, places, tone = first, None, np.zeros(3, np.float32)
         if view is not None:
-            places = warp_places(view.points, placed, target.depth / np.float32(crop.scale))
+            places = field_places(field, crop, view.points)
             second = look(view.small, places)
             tone = tone_shift(first, second, reach)
             second = np.asarray(np.clip(np.rint(second + tone), 0, 255), np.uint8)
@@ -152,7 +153,9 @@ class Enhancement:
         value = net_input(context, first, second, drawn, reach)
         share, change = (one[0] for one in self._renderer(value[None]))
         answer = self._steadied(_Answer(share, change, placed[_LIPS]))
-        reach = reach * np.float32(effect) * _field_reach(field, crop) * _outside(drawn, target.opening)
+        reach = (
+            reach * np.float32(effect) * on_crop(field.reach, field, crop) * _outside(drawn, target.opening)
+        )
         _lay(dubbed, field.box, crop, answer, reach, view, places, tone)
 
     def _steadied(self, answer: _Answer) -> _Answer:
@@ -186,16 +189,6 @@ def _outside(drawn: U8, opening: float) -> F32:
         return np.ones((SIDE, SIDE), np.float32)
     inside = cv2.dilate(drawn[..., 1], np.ones((3, 3), np.uint8)).astype(np.float32)
     return np.asarray(1 - np.float32(apart / 255) * cv2.blur(inside, (5, 5)), np.float32)
-
-
-def _field_reach(field: WarpField, crop: MouthCrop) -> F32:
-    """(SIDE, SIDE) the warp's own reach where the crop's samples lie."""
-    matrix = crop.matrix.copy()
-    matrix[:, 2] -= (field.box.left - 0.5, field.box.top - 0.5)
-    matrix /= np.array(field.step, np.float32)[:, None]
-    matrix[:, 2] -= 0.5
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(field.reach, matrix, (SIDE, SIDE), flags=flags), np.float32)
 
 
 def _touched(reach: F32, crop: MouthCrop, within: Box) -> Box | None:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from retalk_models.face.geometry import FACE_OVAL, INNER_LIPS, OUTER_LIPS, Pose, from_canonical
-from retalk_models.face.warp import warp_field
+from retalk_models.face.warp import WarpField, warp_field
 from retalk_models.picture import F32, U8, Picture
 
 SIDE = 96
@@ -174,6 +174,37 @@ def warp_places(source: F32, target: F32, depth: F32) -> F32:
     offsets = cv2.resize(2 * field.offsets, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
     places[top:bottom, left:right] += offsets
     return places
+
+
+def field_places(field: WarpField, crop: MouthCrop, points: F32) -> F32:
+    """(SIDE, SIDE, 2) as warp_places gives them, by the field that moved the frame's own face to the target.
+
+    That knows already where the target's mesh lies, so it takes half the time. Outside of it, where nothing
+    is to be drawn, samples stay.
+    points: (478, 2) the reference's, crop samples.
+    """
+    columns, rows = np.meshgrid(np.arange(SIDE, dtype=np.float32), np.arange(SIDE, dtype=np.float32))
+    places: F32 = np.asarray(np.stack([columns, rows], axis=-1), np.float32)
+    cover = field.cover
+    if cover is None:
+        return places
+    x, y = field.node_axes()
+    inverse = crop.inverse()
+    moved = cover.spread(points)
+    moved -= x[None, :, None] * inverse[:, 0]
+    moved -= y[:, None, None] * inverse[:, 1] + inverse[:, 2]
+    moved[cover.owner < 0] = 0
+    return places + on_crop(moved, field, crop)
+
+
+def on_crop(values: F32, field: WarpField, crop: MouthCrop) -> F32:
+    """(SIDE, SIDE, ...) what a field's nodes (rows, columns, ...) have where the crop's samples lie."""
+    matrix = crop.matrix.copy()
+    matrix[:, 2] -= (field.box.left - 0.5, field.box.top - 0.5)
+    matrix /= np.array(field.step, np.float32)[:, None]
+    matrix[:, 2] -= 0.5
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(values, matrix, (SIDE, SIDE), flags=flags), np.float32)
 
 
 def look(crop: U8, places: F32) -> U8:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, Pose, template
+from retalk_models.face.warp import warp_field
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.mouth_crop import (
     SIDE,
@@ -15,6 +16,7 @@ from retalk_models.talkin.mouth_crop import (
     crop_of,
     cut_crop,
     cut_plane,
+    field_places,
     halved,
     lips_mask,
     look,
@@ -138,6 +140,23 @@ def test_a_warp_looks_where_the_reference_has_its_lips() -> None:
     seen = look(np.stack([ramp] * 3, axis=-1), places)
     x, y = np.round(wide[17]).astype(int)
     assert abs(int(seen[y, x, 0]) - float(shut[17, 1])) < 2
+
+
+def test_the_frames_own_warp_tells_where_a_reference_has_its_lips() -> None:
+    crop, parted, _ = placed(0.06)
+    reference, shut = placed(0.12)[1] + np.float32(3), faces.points(0.0, faces.pose())
+    target = faces.points(0.06, faces.pose())
+    field = warp_field(shut[:, :2], target[:, :2], target[:, 2], (640, 480), feather=8.0)
+    assert field is not None
+    places = field_places(field, crop, reference)
+    depth = target[:, 2] / np.float32(crop.scale)
+    whole = warp_places(reference, parted, depth)
+    inner = reach_mask(parted, parted) > 0.9
+    assert np.quantile(np.abs(places - whole)[inner], 0.99) < 0.7
+    for index in (0, 17, 61, 84, 291, 314):
+        x, y = np.round(parted[index]).astype(int)
+        assert np.linalg.norm(places[y, x] - reference[index]) < 1.5
+    assert (places[0, 0] == 0).all(), "the corner of the crop is not the mouth's"
 
 
 def test_a_constant_shift_of_tone_is_found() -> None:
