@@ -245,14 +245,20 @@ class DeviceError(ValueError):
     """There is no such device here; the message says what there is."""
 
 
-def check_choice(name: str, device: str) -> None:
+class LookAheadError(ValueError):
+    """The engine cannot hear so far ahead; the message says how far it can."""
+
+
+def check_choice(name: str, device: str, look_ahead_ms: int | None = None) -> None:
     """Whether an engine and a device can be had, found out without loading the engine.
 
-    Raises UnknownEngineError and DeviceError, and for files that an engine lacks what loading it would raise.
+    Raises UnknownEngineError, DeviceError and LookAheadError, and for files that an engine lacks what
+    loading it would raise.
     """
     if name not in ENGINES:
         raise UnknownEngineError(f"unknown engine {name!r}; the engines are: {', '.join(ENGINES)}")
     _check_device(device)
+    _check_look_ahead(name, look_ahead_ms)
     if name == "videoretalking":
         from retalk_models.store import CheckpointStore, default_folder
         from retalk_models.videoretalking.files import FILES, PULL
@@ -273,20 +279,36 @@ def _check_device(device: str) -> None:
         raise DeviceError(f"device {device!r} is not there; CUDA devices found: {count}; use auto or cpu")
 
 
-def load_engine(name: str = "talkin", device: str = "auto") -> Engine:
+def _check_look_ahead(name: str, look_ahead_ms: int | None) -> None:
+    if look_ahead_ms is None:
+        return
+    if name != "talkin":
+        raise LookAheadError(f"look_ahead_ms is {look_ahead_ms}; {name} has but one, so leave it out")
+    from retalk_models.talkin.net import weights_file
+
+    try:
+        weights_file(look_ahead_ms)
+    except ValueError as error:
+        raise LookAheadError(f"look_ahead_ms: {error}") from None
+
+
+def load_engine(name: str = "talkin", device: str = "auto", look_ahead_ms: int | None = None) -> Engine:
     """Load an engine by name.
 
-    device: "auto" (CUDA where there is one), "cpu" or "cuda[:N]".
-    Raises UnknownEngineError for an unknown name, and DeviceError for a device that is not there; for files
-    that are missing or not what they should be, CheckpointError or TensorFileError.
+    device: "auto" (CUDA where there is one), "cpu" or "cuda[:N]". look_ahead_ms: how much of the voice beyond
+    a frame it waits for, where it can be chosen; None: the engine's own.
+    Raises UnknownEngineError for an unknown name, DeviceError for a device that is not there and
+    LookAheadError for a look-ahead that cannot be had; for files that are missing or not what they should
+    be, CheckpointError or TensorFileError.
     """
     if name not in ENGINES:
         raise UnknownEngineError(f"unknown engine {name!r}; the engines are: {', '.join(ENGINES)}")
     _check_device(device)
+    _check_look_ahead(name, look_ahead_ms)
     if name == "videoretalking":
         from retalk_models.videoretalking.engine import VideoRetalkingEngine
 
         return VideoRetalkingEngine.load(device)
     from retalk_models.talkin.engine import TalkinEngine
 
-    return TalkinEngine.load(device)
+    return TalkinEngine.load(device, look_ahead_ms=look_ahead_ms)

@@ -43,6 +43,12 @@ app.add_typer(train, name="train")
 
 Engine = Annotated[str | None, typer.Option("--engine", help="Which face re-talker; default: talkin.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda[:N]; default: auto.")]
+LookAhead = Annotated[
+    int | None,
+    typer.Option(
+        "--look-ahead-ms", help="Of the voice, before a mouth is drawn; talkin: 80 or 120, its own."
+    ),
+]
 Config = Annotated[
     list[Path] | None,
     typer.Option("--config", help="A settings file, over configs/default.yaml; may be repeated."),
@@ -61,12 +67,15 @@ def serve(
     port: Port = None,
     engine: Engine = None,
     device: Device = None,
+    look_ahead_ms: LookAhead = None,
 ) -> None:
     """Serve the browser client, sessions over HTTP, and WebRTC."""
     from retalk_models.engine import check_choice
 
-    settings = read_settings(config, host=host, port=port, engine=engine, device=device)
-    check_choice(settings.engine, settings.device)
+    settings = read_settings(
+        config, host=host, port=port, engine=engine, device=device, look_ahead_ms=look_ahead_ms
+    )
+    check_choice(settings.engine, settings.device, settings.look_ahead_ms)
     configure_logging(settings.log_level)
     from server.app import serve as run
 
@@ -235,15 +244,16 @@ def evaluate(
         bool, typer.Option("--baseline/--no-baseline", help="Also dub with a loudness-driven mouth.")
     ] = True,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the dubs, unmarked, in the report.")] = False,
+    look_ahead_ms: LookAhead = None,
 ) -> None:
     """Measure lip-sync and picture quality: every clip dubbed with every voice of the manifest."""
     from retalk_models.engine import check_choice
 
-    check_choice(engine or "talkin", device or "auto")
+    check_choice(engine or "talkin", device or "auto", look_ahead_ms)
     from stream.evaluate.run import PAGE, Options, summary
     from stream.evaluate.run import evaluate as run
 
-    options = Options(engine or "talkin", device or "auto", dubs, against, baseline, keep)
+    options = Options(engine or "talkin", device or "auto", dubs, against, baseline, keep, look_ahead_ms)
     with terminate_as_interrupt(), progress("eval", "steps") as show:
         report = run(clips, out, options, show)
     print(summary(report))
@@ -387,6 +397,7 @@ def bad_input(error: Exception) -> bool:
         ("stream.errors", "InputError"),
         ("retalk_models.engine", "UnknownEngineError"),
         ("retalk_models.engine", "DeviceError"),
+        ("retalk_models.engine", "LookAheadError"),
         ("retalk_models.store", "CheckpointError"),
         ("retalk_models.tensors", "TensorFileError"),
         ("retalk_models.phones", "AcousticModelError"),

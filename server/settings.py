@@ -70,6 +70,12 @@ class Settings(BaseSettings):
         "for talkin, 0 for videoretalking, which takes all sessions' windows together",
     )
 
+    look_ahead_ms: int | None = Field(
+        None,
+        description="how much of the voice beyond a frame the engine waits for: talkin 120 (the default) or "
+        "80, a little less exact; not given: the engine's own",
+    )
+
     max_sessions: int = Field(
         16, ge=1, le=1024, description="sessions at once, where measured costs do not allow fewer"
     )

@@ -140,7 +140,8 @@ def _check_presenter(path: Path) -> None:
 async def load(settings: Settings) -> Streams:
     """Load the settings' engine without holding up the event loop.
 
-    Raises what load_engine raises: UnknownEngineError, ValueError for a device that is not there.
+    Raises what load_engine raises: UnknownEngineError, ValueError for a device or a look-ahead that there
+    is not.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         # It counts only if set before torch loads, which the command line does; too late to mend here.
@@ -148,7 +149,12 @@ async def load(settings: Settings) -> Streams:
     with ThreadPoolExecutor(1, "engine-load") as executor:
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(
-            executor, load_to_serve, settings.engine, settings.device, settings.engine_processes
+            executor,
+            load_to_serve,
+            settings.engine,
+            settings.device,
+            settings.engine_processes,
+            settings.look_ahead_ms,
         )
         try:
             demand, calls = await loop.run_in_executor(executor, _measured, engine)

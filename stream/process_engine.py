@@ -31,15 +31,17 @@ _LANED = ("talkin",)
 """Engines whose window is one core's work. Others batch the windows of all sessions in one place."""
 
 
-def load_to_serve(name: str, device: str, processes: int | None = None) -> Engine:
+def load_to_serve(
+    name: str, device: str, processes: int | None = None, look_ahead_ms: int | None = None
+) -> Engine:
     """Load an engine to serve many sessions at once.
 
     processes: how many it may run in; 0: in this one; None: one for every core where a window is one core's
-    work, else in this one. Raises what load_engine raises.
+    work, else in this one. look_ahead_ms: see load_engine. Raises what load_engine raises.
     """
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if name in _LANED else 0
-    load = partial(load_engine, name, device)
+    load = partial(load_engine, name, device, look_ahead_ms)
     return ProcessEngine(load, processes) if processes else load()
 
 

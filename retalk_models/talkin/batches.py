@@ -83,8 +83,11 @@ def person_scale(pairs: Sequence[Pair]) -> dict[str, float]:
     }
 
 
-def real_banks(pairs: Sequence[Pair], speeds: Sequence[float] = SPEEDS) -> list[Bank]:
-    """Banks of real clips; the values are expression coefficients, amplitude evened between people."""
+def real_banks(pairs: Sequence[Pair], delay: int, speeds: Sequence[float] = SPEEDS) -> list[Bank]:
+    """Banks of real clips; the values are expression coefficients, amplitude evened between people.
+
+    delay: net.delay_of.
+    """
     scales = person_scale(pairs)
     # Where a person's mouth shape lies on average is face and landmarker bias; a net that could hear it
     # would only be recognising the speaker. All get the common average, except for the opening.
@@ -100,7 +103,7 @@ def real_banks(pairs: Sequence[Pair], speeds: Sequence[float] = SPEEDS) -> list[
             sound = resample_poly(pair.sound, ratio.numerator, ratio.denominator).astype(np.float32)
             power = step_powers(sound)
             steps = len(power) // 2
-            seconds = np.array([step_position(0, j) for j in range(steps)]) / VOICE_RATE / float(ratio)
+            seconds = np.array([step_position(0, j, delay) for j in range(steps)]) / VOICE_RATE / float(ratio)
             values = pair.at(seconds)
             values[:, 0] *= scale
             values[:, 1:] = common + (values[:, 1:] - own) * np.sqrt(scale)
@@ -114,15 +117,15 @@ def real_banks(pairs: Sequence[Pair], speeds: Sequence[float] = SPEEDS) -> list[
     return banks
 
 
-def synthetic_banks(said: Sequence[Utterance]) -> list[Bank]:
-    """Banks of synthetic speech; the values are the articulatory curves."""
+def synthetic_banks(said: Sequence[Utterance], delay: int) -> list[Bank]:
+    """Banks of synthetic speech; the values are the articulatory curves. delay: net.delay_of."""
     banks = []
     lead = np.zeros(VOICE_RATE // 5, np.float32)
     for index, one in enumerate(said):
         power = step_powers(np.concatenate([lead, one.sound, lead, lead]))
         curves, closed, speaking = mouth(one, len(one.sound) / VOICE_RATE + 0.6)
         rows = np.concatenate([curves, closed[:, None], speaking[:, None]], 1)
-        seconds = np.array([step_position(0, j) for j in range(len(power) // 2)]) / VOICE_RATE
+        seconds = np.array([step_position(0, j, delay) for j in range(len(power) // 2)]) / VOICE_RATE
         at = (seconds - len(lead) / VOICE_RATE) / STEP_S
         near = np.clip(np.round(at).astype(np.intp), 0, len(rows) - 1)
         targets = rows[near] * (at[:, None] > -6)
@@ -145,7 +148,7 @@ def _fit(window: augment.Window) -> augment.Window:
     return augment.Window(power, targets)
 
 
-def _pause(window: augment.Window, rng: np.random.Generator) -> augment.Window:
+def _pause(window: augment.Window, delay: int, rng: np.random.Generator) -> augment.Window:
     """Silence a span; the mouth goes to rest within 100 ms of it and wakes 80 ms before its end."""
     length = int(rng.integers(40, 200))
     start = int(rng.integers(-length // 2, FRAMES - length // 2))
@@ -153,7 +156,7 @@ def _pause(window: augment.Window, rng: np.random.Generator) -> augment.Window:
     power = window.power.copy()
     power[first:last] = 0
     # Where each step's own place lies on the frame axis.
-    at = (np.arange(FRAMES // 2) * STEP + step_position(0, 0) - 256) / HOP
+    at = (np.arange(FRAMES // 2) * STEP + step_position(0, 0, delay) - 256) / HOP
     rest = np.clip((at - start) / 10, 0, 1) * np.clip((start + length - at) / 8, 0, 1)
     targets = window.targets.copy()
     targets[:, :-3] *= (1 - rest)[:, None]
@@ -165,8 +168,11 @@ def _pause(window: augment.Window, rng: np.random.Generator) -> augment.Window:
 class Sampler:
     """Draws augmented windows; the same (seed, step) gives the same batch."""
 
-    def __init__(self, real: Sequence[Bank], synthetic: Sequence[Bank], mirror: F32, seed: int) -> None:
-        """mirror: (K, K) what left-right reflection does to the coefficients."""
+    def __init__(
+        self, real: Sequence[Bank], synthetic: Sequence[Bank], mirror: F32, seed: int, delay: int
+    ) -> None:
+        """mirror: (K, K) what left-right reflection does to the coefficients. delay: net.delay_of."""
+        self._delay = delay
         self.banks, self._synthetic, self._mirror, self._seed = real, synthetic, mirror, seed
         weights = np.array([np.sqrt(bank.seconds) for bank in real])
         self._chance = weights / weights.sum()
@@ -197,7 +203,7 @@ class Sampler:
         for index in rng.choice(len(self.banks), real, p=self._chance):
             window = self._draw(self.banks[int(index)], rng)
             if rng.random() < _PAUSES:
-                window = _pause(window, rng)
+                window = _pause(window, self._delay, rng)
             targets = window.targets
             if rng.random() < 0.5:
                 targets = np.concatenate([targets[:, :-3] @ self._mirror.T, targets[:, -3:]], 1)
@@ -206,7 +212,7 @@ class Sampler:
         for _ in range(synthetic):
             window = self._draw(self._synthetic[int(rng.integers(len(self._synthetic)))], rng)
             if rng.random() < _PAUSES:
-                window = _pause(window, rng)
+                window = _pause(window, self._delay, rng)
             powers.append(self._vary(window.power, rng))
             synthetic_targets.append(window.targets)
         found = (

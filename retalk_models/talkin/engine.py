@@ -37,8 +37,7 @@ from retalk_models.talkin.enhance import (
     Renderer,
     hold_to_one_thread,
 )
-from retalk_models.talkin.net import LOOK_AHEAD, Expression, SpeechToExpression
-from retalk_models.talkin.net import WEIGHTS_FILE as NET_FILE
+from retalk_models.talkin.net import LOOK_AHEADS_MS, Expression, SpeechToExpression, weights_file
 from retalk_models.talkin.references import MouthReferences
 from retalk_models.talkin.render import Drawing, draw, teeth_plane
 from retalk_models.talkin.stage_cost import milliseconds
@@ -77,7 +76,7 @@ class TalkinEngine:
     """The loaded weights, shared by all sessions.
 
     renderer: the rendering net; without it a dub is the warp alone. live: whether it also runs in sessions
-    that cannot wait.
+    that cannot wait. look_ahead: samples of voice that speech needs beyond a position.
     """
 
     def __init__(
@@ -88,14 +87,20 @@ class TalkinEngine:
         renderer: Renderer | None = None,
         device: str = "cpu",
         live: bool = True,
+        look_ahead: int = 0,
     ) -> None:
+        self._look_ahead = look_ahead
         self._speech, self._basis, self._weights = speech, basis, dict(weights)
         self._live = live
         self._renderer, self._device = renderer, device
 
     @classmethod
     def load(
-        cls, device: str = "auto", rendered: bool | None = None, renderer: Path | None = None
+        cls,
+        device: str = "auto",
+        rendered: bool | None = None,
+        renderer: Path | None = None,
+        look_ahead_ms: int | None = None,
     ) -> TalkinEngine:
         """Load the bundled weights.
 
@@ -103,28 +108,31 @@ class TalkinEngine:
         is so small that the processor is the fastest place for it.
         rendered: whether the rendering net has a say in what is shown; None: wherever there is time for it,
         live only if this device is fast enough. renderer: its weights, in place of the bundled ones.
+        look_ahead_ms: one of net.LOOK_AHEADS_MS; None: the first.
         Raises ValueError for a device that is not there, WeightsError for weights that are damaged,
         AcousticModelError without the acoustic model that they hear phones with.
         """
         place = _check_device(device)
-        speech, basis = SpeechToExpression.load(), ExpressionBasis.load()
+        heard_ms = look_ahead_ms or LOOK_AHEADS_MS[0]
+        speech, basis = SpeechToExpression.load(look_ahead_ms=heard_ms), ExpressionBasis.load()
+        net_file = weights_file(heard_ms)
         if speech.size != basis.size:
-            raise ValueError(f"{NET_FILE} speaks {speech.size} coefficients, {BASIS_FILE} draws {basis.size}")
+            raise ValueError(f"{net_file} speaks {speech.size} coefficients, {BASIS_FILE} draws {basis.size}")
         names = (
-            (BASIS_FILE, NET_FILE)
+            (BASIS_FILE, net_file)
             if rendered is False or renderer is not None
-            else (BASIS_FILE, NET_FILE, RENDERER_FILE)
+            else (BASIS_FILE, net_file, RENDERER_FILE)
         )
         folder = files("retalk_models").joinpath("weights")
         hashes = {name: sha256(folder.joinpath(name).read_bytes()).hexdigest() for name in names}
         hashes["pocketsphinx/en-us"] = acoustic_model().digest
         if rendered is False:
-            return cls(speech, basis, hashes)
+            return cls(speech, basis, hashes, look_ahead=speech.look_ahead)
         if place == "cpu":
             hold_to_one_thread()
         net = NetRenderer(place, renderer)
         live = rendered is True or milliseconds(net, basis) <= _LIVE_MS
-        return cls(speech, basis, hashes, net, place, live)
+        return cls(speech, basis, hashes, net, place, live, speech.look_ahead)
 
     @property
     def name(self) -> str:
@@ -136,7 +144,7 @@ class TalkinEngine:
 
     @property
     def look_ahead_us(self) -> int:
-        return LOOK_AHEAD * 1_000_000 // VOICE_RATE
+        return self._look_ahead * 1_000_000 // VOICE_RATE
 
     @property
     def weights(self) -> Mapping[str, str]:

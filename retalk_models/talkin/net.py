@@ -1,7 +1,7 @@
 """Speech to expression, streaming: log-mel through a small recurrent net, in numpy alone.
 
 Output step j of a stream that starts at sample s is the expression at `step_position(s, j)`; it needs
-the sound up to NET_DELAY beyond that. Steps are computed one by one in the same order whatever the
+the sound up to the net's delay beyond that. Steps are computed one by one in the same order whatever the
 chunking, so any split of the same sound gives the same bits.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load
 
+from retalk_models.engine import VOICE_RATE
 from retalk_models.phones import PhoneStream, acoustic_model
 from retalk_models.picture import F32
 from retalk_models.speech import HOP, LevelTracker, MelSettings, MelStream, features
@@ -27,11 +28,9 @@ WEIGHTS_FILE = "talkin_expression.safetensors"
 STEP = 2 * HOP
 """Samples between output steps: 20 ms."""
 
-NET_DELAY = 1600
-"""Samples of sound beyond a step's own position that the step hears: 100 ms."""
-
-LOOK_AHEAD = NET_DELAY + STEP
-"""Samples that must be pushed beyond a position before `at` can answer for it: 120 ms."""
+LOOK_AHEADS_MS = (120, 80)
+"""Sound beyond a position that nets were trained to hear before `at` can answer for it; the first is the
+usual one."""
 
 _FIRST_NEED = HOP + MelSettings().fft
 """Samples that the first step needs: two feature frames."""
@@ -43,9 +42,29 @@ HISTORY_STEPS = 250
 """Steps kept for `at`: 5 s."""
 
 
-def step_position(start: int, index: int) -> int:
-    """The sample position that output step `index` speaks of, in a stream that began at `start`."""
-    return start + index * STEP + _FIRST_NEED - NET_DELAY
+def weights_file(look_ahead_ms: int) -> str:
+    """The bundled weights of a look-ahead. Raises ValueError for one that there is none for."""
+    if look_ahead_ms not in LOOK_AHEADS_MS:
+        known = " or ".join(str(one) for one in sorted(LOOK_AHEADS_MS))
+        raise ValueError(f"talkin hears {known} ms ahead, not {look_ahead_ms}")
+    usual = look_ahead_ms == LOOK_AHEADS_MS[0]
+    return WEIGHTS_FILE if usual else WEIGHTS_FILE.replace(".", f"_{look_ahead_ms}.")
+
+
+def delay_of(look_ahead_ms: int) -> int:
+    """Samples of sound beyond a step's own position that the step hears.
+
+    A position between two steps needs the later one, hence a step less than the look-ahead.
+    """
+    return look_ahead_ms * VOICE_RATE // 1000 - STEP
+
+
+def step_position(start: int, index: int, delay: int) -> int:
+    """The sample position that output step `index` speaks of, in a stream that began at `start`.
+
+    delay: see delay_of.
+    """
+    return start + index * STEP + _FIRST_NEED - delay
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,22 +112,23 @@ class _Nets:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Weights:
-    """The nets, whose outputs are averaged, and what turns that into coefficients."""
+    """The nets, whose outputs are averaged, what turns that into coefficients, and their delay in samples."""
 
     nets: _Nets
     mean: F32
     spread: F32
     gate_points: F32
+    delay: int
 
 
-_COMMON = ("mean", "spread", "gate_points")
+_COMMON = ("mean", "spread", "gate_points", "delay")
 _REQUIRED = ("conv1.weight", "conv2.weight", "phones.weight", "head.weight", "gates.weight")
 
 
 def join(nets: Sequence[dict[str, F32]]) -> dict[str, F32]:
     """One set of tensors from several nets' that were trained on the same data: their outputs are averaged.
 
-    Mean, spread and gate points are those of the first.
+    Mean, spread, gate points and delay are those of the first.
     """
     joined = {name: nets[0][name] for name in _COMMON if name in nets[0]}
     for index, net in enumerate(nets):
@@ -123,7 +143,13 @@ def _unpack(tensors: dict[str, F32], source: str) -> _Weights:
     missing = [name for name in (*required, *_COMMON) if name not in tensors]
     if missing:
         raise WeightsError(f"{source}: not weights of the expression net ({', '.join(missing)} missing)")
-    return _Weights(_stacked(tensors, prefixes), tensors["mean"], tensors["spread"], tensors["gate_points"])
+    return _Weights(
+        _stacked(tensors, prefixes),
+        tensors["mean"],
+        tensors["spread"],
+        tensors["gate_points"],
+        int(tensors["delay"][0]),
+    )
 
 
 def _stacked(tensors: dict[str, F32], prefixes: Sequence[str]) -> _Nets:
@@ -186,16 +212,22 @@ class SpeechToExpression:
         """K, the number of coefficients."""
         return len(self._weights.mean)
 
-    @classmethod
-    def load(cls, path: Path | None = None) -> SpeechToExpression:
-        """From a safetensors file; the bundled weights where path is None.
+    @property
+    def look_ahead(self) -> int:
+        """Samples that must be pushed beyond a position before `at` can answer for it."""
+        return self._weights.delay + STEP
 
-        Raises WeightsError for a file that is missing, damaged or of another kind.
+    @classmethod
+    def load(cls, path: Path | None = None, look_ahead_ms: int = LOOK_AHEADS_MS[0]) -> SpeechToExpression:
+        """From a safetensors file; the bundled weights of a look-ahead where path is None.
+
+        Raises WeightsError for a file that is missing, damaged or of another kind, ValueError for a
+        look-ahead that there are no weights for.
         """
-        source = str(path) if path is not None else WEIGHTS_FILE
+        source = str(path) if path is not None else weights_file(look_ahead_ms)
         try:
             if path is None:
-                data = files("retalk_models").joinpath("weights", WEIGHTS_FILE).read_bytes()
+                data = files("retalk_models").joinpath("weights", source).read_bytes()
             else:
                 data = path.read_bytes()
             tensors = load(data)
@@ -266,14 +298,14 @@ class ExpressionStream:
         values = said.sum(0) / len(said)
         values = values * weights.spread + weights.mean
         gates = gated.sum(0) / len(gated)
-        self._positions.append(step_position(self._start, self._steps))
+        self._positions.append(step_position(self._start, self._steps, weights.delay))
         self._values.append((values.astype(np.float32), float(gates[0]), float(gates[1])))
         self._steps += 1
 
     def at(self, position: int) -> Expression:
         """The expression at a sample position; interpolates between steps.
 
-        Exact where `end >= position + LOOK_AHEAD`; beyond that the last step is held, and before the
+        Exact where `end >= position + look_ahead`; beyond that the last step is held, and before the
         history (or before any sound) the mouth rests or the oldest step is held.
         """
         if not self._positions:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retalk_models.engine import VOICE_RATE
 from retalk_models.picture import F32
 from retalk_models.speech import HOP, MelStream
-from retalk_models.talkin.net import LOOK_AHEAD, STEP, SpeechToExpression
+from retalk_models.talkin.net import STEP, SpeechToExpression
 from retalk_models.talkin.pairs import Pair
 
 _LAGS = np.arange(-240, 241, 20) / 1000
@@ -47,11 +47,11 @@ def correlation(left: F32, right: F32) -> float:
 def run(net: SpeechToExpression, sound: F32, seconds: NDArray[np.float64]) -> tuple[F32, F32]:
     """(n, K) expression and (n, 2) closure and speaking of a whole sound at increasing times."""
     stream = net.open_stream()
-    padded = np.concatenate([sound, np.zeros(LOOK_AHEAD + 2 * STEP, np.float32)])
+    padded = np.concatenate([sound, np.zeros(net.look_ahead + 2 * STEP, np.float32)])
     values, gates, done = [], [], 0
     for second in seconds:
         position = round(second * VOICE_RATE)
-        need = min(len(padded), position + LOOK_AHEAD)
+        need = min(len(padded), position + net.look_ahead)
         if need > done:
             stream.push(padded[done:need])
             done = need

@@ -21,7 +21,7 @@ from retalk_models.picture import F32
 from retalk_models.talkin.arguments import TrainingParser
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.corpus import read_catalogue
-from retalk_models.talkin.net import WEIGHTS_FILE, SpeechToExpression, join
+from retalk_models.talkin.net import LOOK_AHEADS_MS, SpeechToExpression, join, weights_file
 from retalk_models.talkin.pairs import Pair, read_pairs, seconds_of
 from retalk_models.talkin.scores import ClipScore, score, table
 from retalk_models.talkin.synthetic import utterances
@@ -61,6 +61,7 @@ def _run(recipe: Recipe, seeds: Sequence[int], pairs: Sequence[Pair], out: Path)
 
 def train(recipe: Recipe, pairs: Sequence[Pair], out: Path) -> list[ClipScore]:
     """A measured run and the final one; returns the measured run's scores on people it never saw."""
+    name = weights_file(recipe.look_ahead_ms)
     first, *others = range(recipe.seed, recipe.seed + MEMBERS + 1)
     print(f"measured run, without {' '.join(HELD_OUT)}", flush=True)
     without = replace(recipe, held_out=HELD_OUT)
@@ -68,14 +69,14 @@ def train(recipe: Recipe, pairs: Sequence[Pair], out: Path) -> list[ClipScore]:
     measured = _run(without, [first, *others[1:]], pairs, out / "measured")
     held_out = [pair for pair in pairs if pair.person in HELD_OUT]
     reference = calibrate(measured, held_out, pairs)
-    save_file(reference, str(out / "measured" / WEIGHTS_FILE))
+    save_file(reference, str(out / "measured" / name))
     scores = [score(SpeechToExpression(reference), pair) for pair in held_out]
     (out / "scores.md").write_text(table(scores) + "\n", encoding="utf-8")
     print(table(scores), flush=True)
     print("final run, all people", flush=True)
     final = _run(recipe, others, pairs, out / "final")
     unseen = list(utterances(_UNSEEN_SECONDS, recipe.seed + 1000))
-    save_file(calibrate_like(final, [reference], unseen), str(out / WEIGHTS_FILE))
+    save_file(calibrate_like(final, [reference], unseen), str(out / name))
     return scores
 
 
@@ -86,6 +87,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, checkpoints and reports")
     parser.add_argument("--steps", type=int, default=Recipe().steps)
     parser.add_argument("--seed", type=int, default=Recipe().seed)
+    parser.add_argument(
+        "--look-ahead-ms",
+        type=int,
+        choices=LOOK_AHEADS_MS,
+        default=LOOK_AHEADS_MS[0],
+        help="how much of the voice beyond a mouth the nets hear",
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -96,9 +104,12 @@ def main() -> None:
     except (OSError, ValueError) as error:
         parser.refuse(error)
     print(f"{len(pairs)} clips, {sum(map(seconds_of, pairs)):.0f} s of speech with lips", flush=True)
-    recipe = replace(Recipe(), seed=options.seed, steps=options.steps)
-    train(recipe, pairs, options.out)
-    print(f"wrote {options.out / WEIGHTS_FILE}")
+    recipe = replace(Recipe(), seed=options.seed, steps=options.steps, look_ahead_ms=options.look_ahead_ms)
+    try:
+        train(recipe, pairs, options.out)
+    except ValueError as error:
+        parser.refuse(error)
+    print(f"wrote {options.out / weights_file(recipe.look_ahead_ms)}")
 
 
 if __name__ == "__main__":

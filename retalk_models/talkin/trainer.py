@@ -19,7 +19,7 @@ from retalk_models.picture import F32
 from retalk_models.speech import LevelTracker, features
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.batches import Bank, Sampler, real_banks, synthetic_banks
-from retalk_models.talkin.net import SpeechToExpression, step_position
+from retalk_models.talkin.net import LOOK_AHEADS_MS, SpeechToExpression, delay_of, step_position
 from retalk_models.talkin.pairs import Pair
 from retalk_models.talkin.recurrent import RecurrentNet
 from retalk_models.talkin.scores import correlation, run
@@ -55,6 +55,7 @@ class Recipe:
     unlikeness: float = 1.0
     """Weight of 1 - r per window beside the distance."""
     held_out: tuple[str, ...] = field(default=())
+    look_ahead_ms: int = LOOK_AHEADS_MS[0]
 
 
 def lip_effect(basis: ExpressionBasis) -> F32:
@@ -125,11 +126,12 @@ class Objective:
         return 0.5 * fault + self._gates(gates, targets, 0.6, 0.3)
 
 
-def export(net: RecurrentNet, mean: F32, spread: F32) -> dict[str, F32]:
+def export(net: RecurrentNet, mean: F32, spread: F32, delay: int) -> dict[str, F32]:
     """The tensors that `net.SpeechToExpression` takes."""
     kept = {k: v.numpy().astype(np.float32) for k, v in net.state_dict().items() if "synthetic" not in k}
     kept["mean"], kept["spread"] = mean, spread
     kept["gate_points"] = np.array(GATE_POINTS, np.float32)
+    kept["delay"] = np.array([delay], np.float32)
     return kept
 
 
@@ -205,18 +207,20 @@ class Trainer:
         said: Sequence[Utterance],
         out: Path,
     ) -> None:
+        """Raises ValueError where `out` has the checkpoint of another look-ahead."""
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self.out = out
         basis = ExpressionBasis.load()
         self.pairs = pairs
-        banks = real_banks([pair for pair in pairs if pair.person not in recipe.held_out])
-        made = synthetic_banks(said)
+        self.delay = delay_of(recipe.look_ahead_ms)
+        banks = real_banks([pair for pair in pairs if pair.person not in recipe.held_out], self.delay)
+        made = synthetic_banks(said, self.delay)
         if not made:
             recipe = replace(recipe, listening=0, synthetic=0)
         self.recipe = recipe
         self.mean, self.spread = _statistics(banks)
-        self.sampler = Sampler(banks, made, mirror_matrix(basis), recipe.seed)
+        self.sampler = Sampler(banks, made, mirror_matrix(basis), recipe.seed, self.delay)
         self.objective = Objective(self.mean, self.spread, lip_effect(basis), recipe.unlikeness)
         self.jaw = basis.vectors[:, 152, 1]
         self.net = RecurrentNet(basis.size, recipe.hidden, recipe.dropout)
@@ -226,6 +230,12 @@ class Trainer:
         self.checkpoint = out / "checkpoint.pt"
         if self.checkpoint.is_file():
             kept = torch.load(self.checkpoint, weights_only=True)
+            heard_ms = kept.get("look_ahead_ms", LOOK_AHEADS_MS[0])
+            if heard_ms != recipe.look_ahead_ms:
+                raise ValueError(
+                    f"{self.checkpoint} is of a net that hears {heard_ms} ms ahead, not "
+                    f"{recipe.look_ahead_ms}; give --out another folder, or delete it"
+                )
             self.net.load_state_dict(kept["net"])
             self.optimiser.load_state_dict(kept["optimiser"])
             self.average, self.step, self.losses = kept["average"], kept["step"], kept["losses"]
@@ -243,7 +253,7 @@ class Trainer:
             with torch.no_grad():
                 value = net(torch.from_numpy(heard[None]), torch.from_numpy(phones))[0][0].numpy()
             value = value * self.spread + self.mean
-            seconds = np.array([step_position(0, j) for j in range(len(value))]) / VOICE_RATE
+            seconds = np.array([step_position(0, j, self.delay) for j in range(len(value))]) / VOICE_RATE
             inside = (seconds > max(0.0, pair.times[0])) & (seconds < pair.times[-1])
             truth, value = pair.at(seconds[inside]), value[inside]
             both = [
@@ -263,6 +273,7 @@ class Trainer:
             "losses": self.losses,
             "mean": torch.tensor(self.mean),
             "spread": torch.tensor(self.spread),
+            "look_ahead_ms": self.recipe.look_ahead_ms,
         }
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)
@@ -331,7 +342,7 @@ class Trainer:
         """The averaged net, not yet calibrated."""
         net = RecurrentNet(len(self.mean), self.recipe.hidden)
         net.load_state_dict(self.average)
-        return export(net, self.mean, self.spread)
+        return export(net, self.mean, self.spread, self.delay)
 
     @property
     def held_out(self) -> list[Pair]:

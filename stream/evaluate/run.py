@@ -46,7 +46,8 @@ class Options:
 
     dubs: a folder of dubs made elsewhere, SOURCE__VOICE.mp4; nothing is dubbed then. against: an earlier
     report.json whose means are shown beside. baseline: also dub with a loudness-driven mouth.
-    keep: write the dubs into dubs/ in the report's folder, and leave them there.
+    keep: write the dubs into dubs/ in the report's folder, and leave them there. look_ahead_ms: see
+    load_engine.
     """
 
     engine: Engine | str = "talkin"
@@ -55,6 +56,7 @@ class Options:
     against: Path | None = None
     baseline: bool = True
     keep: bool = False
+    look_ahead_ms: int | None = None
 
 
 def evaluate(where: Path, out: Path, options: Options, progress: Progress | None = None) -> dict[str, Any]:
@@ -66,8 +68,9 @@ def evaluate(where: Path, out: Path, options: Options, progress: Progress | None
     earlier = _earlier(options.against)
     _check_dubs(options.dubs, clips)
     _make_folder(out)
-    chosen = options.engine
-    engine = load_engine(chosen, options.device) if isinstance(chosen, str) else chosen
+    engine = options.engine
+    if isinstance(engine, str):
+        engine = load_engine(engine, options.device, options.look_ahead_ms)
     work = _Work(engine, SyncMeter.load(), options, progress, 2 * len(clips) + len(clips) ** 2)
     subjects = [work.done(subject(clip)) for clip in clips]
     with tempfile.TemporaryDirectory(prefix=".dubs-", dir=out) as scratch:

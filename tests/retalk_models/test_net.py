@@ -19,19 +19,20 @@ from retalk_models.speech import LevelTracker, features
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.net import (
     HISTORY_STEPS,
-    LOOK_AHEAD,
-    NET_DELAY,
+    LOOK_AHEADS_MS,
     STEP,
     WEIGHTS_FILE,
     ExpressionStream,
     SpeechToExpression,
     WeightsError,
+    delay_of,
     join,
     step_position,
 )
 from retalk_models.talkin.recurrent import RecurrentNet
 
 SHIPPED = SpeechToExpression.load()
+DELAY = delay_of(LOOK_AHEADS_MS[0])
 
 
 def _sound(seconds: float, seed: int) -> F32:
@@ -51,6 +52,7 @@ def _tensors(size: int = 10, hidden: int = 24) -> tuple[RecurrentNet, dict[str, 
     tensors["spread"] = np.linspace(1, 2, size).astype(np.float32)
     # Gates far out of reach: always speaking, never shut.
     tensors["gate_points"] = np.array([2.0, 3.0, -2.0, -1.0], np.float32)
+    tensors["delay"] = np.array([DELAY], np.float32)
     return net, tensors
 
 
@@ -60,7 +62,7 @@ def _answers(stream: ExpressionStream, sound: F32, sizes: list[int]) -> list[F32
     for size in [*sizes, len(sound)]:
         stream.push(sound[at : at + size])
         at = min(len(sound), at + size)
-        while asked + LOOK_AHEAD <= at:
+        while asked + SHIPPED.look_ahead <= at:
             said = stream.at(asked)
             out.append(np.append(said.coefficients, [said.closure, said.speaking]))
             asked += 533
@@ -79,7 +81,7 @@ def test_equals_torch() -> None:
     stream = SpeechToExpression(tensors).open_stream()
     stream.push(sound)
     for index in (0, 1, 10, 50):
-        said = stream.at(step_position(0, index))
+        said = stream.at(step_position(0, index, DELAY))
         expected = value[0, index].numpy() * tensors["spread"] + tensors["mean"]
         expected[0] = max(0.0, expected[0])
         assert np.abs(said.coefficients - expected).max() < 1e-4
@@ -96,22 +98,25 @@ def test_any_chunking_gives_the_same_bits(sizes: list[int]) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(whole, split, strict=True))
 
 
-def test_look_ahead_is_enough_and_is_needed() -> None:
+@pytest.mark.parametrize("milliseconds", LOOK_AHEADS_MS)
+def test_look_ahead_is_enough_and_is_needed(milliseconds: int) -> None:
+    net = SpeechToExpression.load(look_ahead_ms=milliseconds)
+    assert net.look_ahead == 16 * milliseconds
     sound = _sound(2.0, 3)
     other = sound.copy()
     asked = 16000
-    other[asked + LOOK_AHEAD :] = 0.3
-    first, second = SHIPPED.open_stream(), SHIPPED.open_stream()
+    other[asked + net.look_ahead :] = 0.3
+    first, second = net.open_stream(), net.open_stream()
     first.push(sound)
     second.push(other)
     assert np.array_equal(first.at(asked).coefficients, second.at(asked).coefficients)
-    short = SHIPPED.open_stream()
-    short.push(sound[: asked + LOOK_AHEAD])
+    short = net.open_stream()
+    short.push(sound[: asked + net.look_ahead])
     assert np.array_equal(first.at(asked).coefficients, short.at(asked).coefficients)
     assert short.ready_until >= asked
     changed = sound.copy()
-    changed[asked + NET_DELAY // 2 :] *= np.float32(-0.2)
-    third = SHIPPED.open_stream()
+    changed[asked + delay_of(milliseconds) // 2 :] *= np.float32(-0.2)
+    third = net.open_stream()
     third.push(changed)
     assert not np.array_equal(first.at(asked).coefficients, third.at(asked).coefficients)
 
@@ -119,7 +124,7 @@ def test_look_ahead_is_enough_and_is_needed() -> None:
 def test_between_steps_it_interpolates() -> None:
     stream = SpeechToExpression(_tensors()[1]).open_stream()
     stream.push(_sound(1.0, 4))
-    left, right = step_position(0, 20), step_position(0, 21)
+    left, right = step_position(0, 20, DELAY), step_position(0, 21, DELAY)
     middle = stream.at((left + right) // 2).coefficients
     mean = (stream.at(left).coefficients + stream.at(right).coefficients) / 2
     assert right - left == STEP

@@ -16,13 +16,14 @@ from retalk_models.talkin import augment, train_basis, train_expression, train_r
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.batches import FRAMES, Sampler, real_banks, synthetic_banks
 from retalk_models.talkin.corpus import person_of, read_catalogue
-from retalk_models.talkin.net import SpeechToExpression
+from retalk_models.talkin.net import LOOK_AHEADS_MS, STEP, SpeechToExpression, delay_of
 from retalk_models.talkin.pairs import Pair
 from retalk_models.talkin.scores import correlation, score, table
 from retalk_models.talkin.synthetic import Phone, Utterance, mouth, utterances
 from retalk_models.talkin.trainer import Recipe, Trainer, calibrate, mirror_matrix
 
 BASIS = ExpressionBasis.load()
+DELAY = delay_of(LOOK_AHEADS_MS[0])
 
 
 def _sound(seconds: float, seed: int) -> F32:
@@ -101,7 +102,7 @@ def test_a_longer_tract_lowers_the_resonances() -> None:
 
 def test_targets_carry_the_nets_delay_and_the_speed() -> None:
     pair = _pair("x1", 5.0, 1)
-    slow, plain = real_banks([pair], speeds=(0.84, 1.0))
+    slow, plain = real_banks([pair], DELAY, speeds=(0.84, 1.0))
     assert len(slow.power) > 1.15 * len(plain.power)
     loud = plain.power.mean(1)
     opening = plain.targets[:, 0]
@@ -112,9 +113,24 @@ def test_targets_carry_the_nets_delay_and_the_speed() -> None:
     assert slow.targets[:, -1].mean() > 0.9
 
 
+def test_a_net_that_hears_less_ahead_speaks_of_later_lips() -> None:
+    pair = _pair("x1", 5.0, 1)
+    (usual,), (sooner,) = (real_banks([pair], delay, speeds=(1.0,)) for delay in (DELAY, delay_of(80)))
+    steps = (DELAY - delay_of(80)) // STEP
+    assert steps == 2
+    assert np.abs(usual.targets[20 + steps : 200, 0] - sooner.targets[20 : 200 - steps, 0]).max() < 1e-6
+
+
+def test_the_checkpoint_of_another_look_ahead_is_not_gone_on_from(tmp_path: Path) -> None:
+    pairs = [_pair("x1", 3.0, 1)]
+    Trainer(Recipe(listening=0, steps=1, real=2, hidden=16), pairs, [], tmp_path).train()
+    with pytest.raises(ValueError, match="hears 120 ms ahead, not 80; give --out another folder"):
+        Trainer(Recipe(listening=0, steps=1, real=2, hidden=16, look_ahead_ms=80), pairs, [], tmp_path)
+
+
 def test_batches_repeat_and_have_the_documented_shapes() -> None:
-    real = real_banks([_pair("x1", 5.0, 1), _pair("x2", 3.0, 2)], speeds=(1.0,))
-    sampler = Sampler(real, synthetic_banks([_spoken()]), mirror_matrix(BASIS), 7)
+    real = real_banks([_pair("x1", 5.0, 1), _pair("x2", 3.0, 2)], DELAY, speeds=(1.0,))
+    sampler = Sampler(real, synthetic_banks([_spoken()], DELAY), mirror_matrix(BASIS), 7, DELAY)
     first, second = sampler.batch(3, 4, 2), sampler.batch(3, 4, 2)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert not np.array_equal(first[0], sampler.batch(4, 4, 2)[0])

@@ -191,6 +191,8 @@ def test_dub_wants_consent_and_says_why(inputs: Path) -> None:
         (["serve", "--port", "99999"], "port"),
         (["serve", "--config", "gone.yaml"], "gone.yaml"),
         (["serve", "--engine", "nope"], "nope"),
+        (["serve", "--look-ahead-ms", "60"], "80 or 120"),
+        (["serve", "--look-ahead-ms", "80", "--engine", "videoretalking"], "look_ahead_ms"),
         (["bench", "--sessions", "0"], "sessions"),
         (["bench", "--size", "big"], "640x480"),
         (["bench", "--json", "gone/b.json"], "gone/b.json"),
