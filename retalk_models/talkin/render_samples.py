@@ -1,8 +1,9 @@
 """Training samples for the rendering net, drawn as a live frame is drawn.
 
-What a live dub starts from, the frame's own face, would be the answer here; a neighbour 2 to 10 frames away
-stands in for it. Samples come in pairs of consecutive frames with the same stand-in distance and references,
-so that flicker can be seen.
+What a live dub starts from, the frame's own face, would be the answer here. Another frame stands in for it:
+a neighbour 2 to 10 frames away, which has the frame's light, or one whose mouth does something else, as the
+face of who is dubbed does. Samples come in pairs of consecutive frames with the same stand-in distance and
+references, so that flicker can be seen.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ from retalk_models.talkin.views import kind_of, pose_distance, served_by
 _NEAREST, _FARTHEST = 2, 10
 _APART = 10
 """References are at least so many frames away from what they help to draw."""
+
+_STRANGE = 0.5
+"""Share of pairs whose stand-in's mouth does something else."""
+
+_UNLIKE = 0.03
+"""Apertures (canonical units) so far apart are different mouths."""
+
+_TURNED = 0.15
+"""Radians of yaw beyond which a frame does not stand in for another."""
 
 _TRIES = 5000
 """Times that a pair is looked for; in a clip with a face in every frame nine of ten are found at once."""
@@ -119,15 +129,20 @@ class ClipSampler:
                 break
         return kept
 
-    def pair(self, rng: np.random.Generator, jitter: float = 0.5) -> tuple[Sample, Sample] | None:
-        """Two consecutive frames, or None where the clip has none at the place looked at."""
+    def pair(
+        self, rng: np.random.Generator, jitter: float = 0.5, strange: float = _STRANGE
+    ) -> tuple[Sample, Sample] | None:
+        """Two consecutive frames, or None where the clip has none at the place looked at.
+
+        strange: how often the stand-in's mouth does something else.
+        """
         clip = self.clip
         index = int(rng.integers(0, len(clip.numbers) - 1))
         # Rare wide mouths are looked for, or the net would learn lips at rest.
         if rng.random() < 0.4 and len(self._open):
             index = min(int(rng.choice(self._open)), len(clip.numbers) - 2)
         number = int(clip.numbers[index])
-        away = int(rng.integers(_NEAREST, _FARTHEST + 1)) * int(rng.choice([-1, 1]))
+        away = self._stranger(index, rng) if rng.random() < strange else _neighbour(rng)
         needed = (number, number + 1, number + away, number + 1 + away)
         if any(one not in self._place for one in needed):
             return None
@@ -138,6 +153,21 @@ class ClipSampler:
         grown = float(np.exp(rng.normal(0, 0.03) * (jitter > 0)))
         choice = _Choice(away, texture, second, (float(shift[0]), float(shift[1])), grown, jitter)
         return self._sample(number, choice, rng), self._sample(number + 1, choice, rng)
+
+    def _stranger(self, index: int, rng: np.random.Generator) -> int:
+        """How far away a frame with another mouth in much the same pose is; a neighbour if there is none."""
+        clip = self.clip
+        away, pose = clip.numbers - clip.numbers[index], clip.poses[index]
+        unlike = np.abs(clip.openings - clip.openings[index]) > _UNLIKE
+        pool = [
+            i
+            for i in np.flatnonzero((np.abs(away) > _APART) & unlike)
+            if abs(clip.poses[i].yaw - pose.yaw) < _TURNED
+        ]
+        if not pool:
+            return _neighbour(rng)
+        some = rng.choice(pool, min(_VIEWS, len(pool)), replace=False)
+        return int(away[min(some, key=lambda i: pose_distance(clip.poses[i], pose))])
 
     def _view(self, index: int, rng: np.random.Generator) -> int:
         """The frame whose picture the second warp is made of; -1 where there is none."""
@@ -223,6 +253,10 @@ class ClipSampler:
         return look(cut_crop(clip.picture(view), crop), warp_places(held, placed, depth))
 
 
+def _neighbour(rng: np.random.Generator) -> int:
+    return int(rng.integers(_NEAREST, _FARTHEST + 1)) * int(rng.choice([-1, 1]))
+
+
 def _toned(crop: U8, shift: F32) -> U8:
     return np.asarray(np.clip(np.rint(crop + shift), 0, 255), np.uint8)
 
@@ -249,13 +283,16 @@ class SampleSource:
                 return found
         raise ValueError("no clip has faces in frames that follow each other")
 
-    def fixed(self, per_clip: int, seed: int) -> list[tuple[Sample, Sample]]:
-        """The same pairs every time, so many of each clip, without jitter: for measuring."""
+    def fixed(self, per_clip: int, seed: int, strange: float = 0.0) -> list[tuple[Sample, Sample]]:
+        """The same pairs every time, so many of each clip, without jitter: for measuring.
+
+        strange: see ClipSampler.pair.
+        """
         pairs = []
         for sampler in self.samplers:
             rng, made = np.random.default_rng(seed), 0
             for _ in range(20 * per_clip):
-                found = sampler.pair(rng, jitter=0.0)
+                found = sampler.pair(rng, jitter=0.0, strange=strange)
                 if found is not None:
                     pairs.append(found)
                     made += 1

@@ -144,7 +144,9 @@ class Trainer:
         self._key = _key(recipe, clips)
         self.source = SampleSource([one for one in clips if one.person not in recipe.held_out])
         held_out = [one for one in clips if one.person in recipe.held_out]
-        self.test = SampleSource(held_out).fixed(tests_per_clip, 1) if held_out else []
+        tests = SampleSource(held_out)
+        self.test = tests.fixed(tests_per_clip, 1) if held_out else []
+        self._strange_test = tests.fixed(tests_per_clip, 1, strange=1.0) if held_out else []
         self.net = placed(start or RenderNet(), device).train()
         self.average = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
         self.optimizer = torch.optim.AdamW(self.net.parameters(), recipe.rate, weight_decay=recipe.decay)
@@ -200,6 +202,12 @@ class Trainer:
         net = RenderNet(self.net.widths)
         net.load_state_dict(self.average)
         return placed(net, self.device).eval()
+
+    def score_strange(self) -> Scores | None:
+        """Scores where another mouth stands in for the frame's; None where nobody is held out."""
+        if not self._strange_test:
+            return None
+        return evaluate(self.averaged(), self._strange_test, self.device)
 
     def _score(self) -> None:
         scores = evaluate(self.averaged(), self.test, self.device)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from retalk_models.talkin.enhance import RENDERER_FILE
 from retalk_models.talkin.mouth_crop import CHANNELS, SIDE
 
-WIDTHS = (16, 32, 80, 128)
+WIDTHS = (12, 24, 64, 96)
 """Channels at a half, a quarter, an eighth and a sixteenth of the crop's side."""
 
 _FIRST_GATE = 2.0
@@ -55,14 +55,18 @@ class RenderNet(nn.Module):
         self.narrow = nn.ModuleList(nn.Conv2d(widths[level], widths[level - 1], 1) for level in levels)
         self.up = nn.ModuleList(_Block(widths[level - 1], widths[level - 1]) for level in levels)
         self.head = nn.Conv2d(widths[0], 24, 3, 1, 1)
-        self.spread = nn.PixelShuffle(2)
         nn.init.zeros_(self.head.weight)
         bias = torch.zeros(24)
         bias[:4] = _FIRST_GATE
         self.head.bias = nn.Parameter(bias)
 
     def forward(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        first = value[:, 3:6]
+        out = functional.pixel_shuffle(self.quarters(value), 2)
+        return torch.softmax(out[:, :3], 1), value[:, 3:6] + out[:, 3:]
+
+    def quarters(self, value: Tensor) -> Tensor:
+        """(n, 24, SIDE / 2, SIDE / 2): of each sample's three gates, before they are weighed, and three
+        differences to the first warp, the four quarters after one another."""
         level = functional.relu(self.stem(value), inplace=True)
         level = functional.relu(level + self.fine(level), inplace=True)
         kept = []
@@ -72,8 +76,7 @@ class RenderNet(nn.Module):
         for narrow, up in zip(self.narrow, self.up, strict=True):
             # Added, not joined: half the work of the block that follows.
             level = up(functional.interpolate(narrow(level), scale_factor=2.0, mode="nearest") + kept.pop())
-        out = self.spread(self.head(level))
-        return torch.softmax(out[:, :3], 1), first + out[:, 3:]
+        return self.head(level)  # type: ignore[no-any-return]
 
 
 def placed(net: RenderNet, device: str) -> RenderNet:
@@ -93,12 +96,16 @@ class _Shown(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         # Samples side by side in memory: the layout that convolutions like, for nothing.
-        value = value.permute(0, 3, 1, 2)
-        gates, synthesis = self.net(value)
-        first, second = value[:, 3:6], value[:, 6:9]
+        quarters = self.net.quarters(value.permute(0, 3, 1, 2))
+        # Channel by channel from here on, which is three times as fast as torch's own shuffle.
+        count, _, height, width = quarters.shape
+        apart = quarters.contiguous(memory_format=torch.contiguous_format).view(-1, 6, 2, 2, height, width)
+        out = apart.permute(0, 1, 4, 2, 5, 3).reshape(count, 6, 2 * height, 2 * width)
+        gates = torch.softmax(out[:, :3], 1)
         share = gates[:, 1:2] / (gates[:, :1] + gates[:, 1:2] + 1e-3)
-        change = gates[:, 2:] * (synthesis - (first + share * (second - first)))
-        return torch.cat([share, 127.5 * change], 1).contiguous()
+        between = (value[..., 6:9] - value[..., 3:6]).permute(0, 3, 1, 2)
+        change = 127.5 * gates[:, 2:] * (out[:, 3:] - share * between.contiguous())
+        return torch.cat([share, change], 1)
 
 
 def fused(net: RenderNet, device: str) -> Callable[[Tensor], Tensor]:

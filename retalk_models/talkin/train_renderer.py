@@ -34,7 +34,14 @@ def report(trainer: Trainer, clips: Sequence[CropClip]) -> None:
     recipe, out = trainer.recipe, trainer.out
     learnt = [one.name for one in clips if one.person not in recipe.held_out]
     scores = [{"step": step, **asdict(one)} for step, one in trainer.scores]
-    content = {"recipe": asdict(recipe), "clips": learnt, "losses": trainer.losses, "scores": scores}
+    content: dict[str, object] = {
+        "recipe": asdict(recipe),
+        "clips": learnt,
+        "losses": trainer.losses,
+        "scores": scores,
+    }
+    strange = trainer.score_strange()
+    content["scores_on_other_mouths"] = asdict(strange) if strange is not None else None
     (out / "report.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     lines = [
         f"Seed {recipe.seed}, {recipe.steps} steps of {2 * recipe.pairs} crops, {len(learnt)} clips.",
@@ -44,8 +51,11 @@ def report(trainer: Trainer, clips: Sequence[CropClip]) -> None:
         "| step | " + " | ".join(one.name for one in fields(Scores)) + " |",
         "|---" * (len(fields(Scores)) + 1) + "|",
     ]
-    for step, one in trainer.scores:
-        lines.append(f"| {step} | " + " | ".join(f"{value:.3f}" for value in asdict(one).values()) + " |")
+    rows: list[tuple[str, Scores]] = [(str(step), one) for step, one in trainer.scores]
+    if strange is not None:
+        rows.append(("last, other mouths", strange))
+    for name, one in rows:
+        lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in asdict(one).values()) + " |")
     (out / "card.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _draw_curves(trainer)
 

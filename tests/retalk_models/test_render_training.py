@@ -50,13 +50,24 @@ def frame_of(picture: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> float:
 
 def test_pairs_are_consecutive_frames_drawn_from_neighbours_at_one_distance() -> None:
     sampler, rng = ClipSampler(crops.clip(flat=True)), np.random.default_rng(0)
-    found = [pair for pair in (sampler.pair(rng) for _ in range(30)) if pair is not None]
+    found = [pair for pair in (sampler.pair(rng, strange=0) for _ in range(30)) if pair is not None]
     assert len(found) > 10
     for one, other in found:
         assert frame_of(other.context) - frame_of(one.context) == 1
         away = frame_of(one.first) - frame_of(one.context)
         assert 2 <= abs(away) <= 10
         assert frame_of(other.first) - frame_of(other.context) == away
+
+
+def test_a_stranger_that_stands_in_is_far_and_has_another_mouth() -> None:
+    clip = crops.clip(flat=True)
+    sampler, rng = ClipSampler(clip), np.random.default_rng(0)
+    found = [pair for pair in (sampler.pair(rng, strange=1) for _ in range(30)) if pair is not None]
+    assert len(found) > 10
+    for one, _ in found:
+        drawn, stand_in = round(frame_of(one.context)), round(frame_of(one.first))
+        assert abs(stand_in - drawn) > 10
+        assert abs(clip.openings[stand_in] - clip.openings[drawn]) > 0.03
 
 
 def test_frames_without_a_face_between_them_make_no_pair() -> None:
