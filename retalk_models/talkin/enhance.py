@@ -23,6 +23,7 @@ from retalk_models.talkin.mouth_crop import (
     cut_crop,
     field_places,
     halved,
+    lips_reach,
     look,
     net_input,
     on_crop,
@@ -153,9 +154,8 @@ class Enhancement:
         value = net_input(context, first, second, drawn, reach)
         share, change = (one[0] for one in self._renderer(value[None]))
         answer = self._steadied(_Answer(share, change, placed[_LIPS]))
-        reach = (
-            reach * np.float32(effect) * on_crop(field.reach, field, crop) * _outside(drawn, target.opening)
-        )
+        reach = reach * np.float32(effect) * on_crop(field.reach, field, crop)
+        reach *= lips_reach(placed) * _outside(drawn, target.opening)
         _lay(dubbed, field.box, crop, answer, reach, view, places, tone)
 
     def _steadied(self, answer: _Answer) -> _Answer:

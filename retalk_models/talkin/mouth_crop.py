@@ -33,6 +33,9 @@ _SURROUND = (164, 206, 426, 216, 436, 212, 432, 149, 176, 148, 152, 377, 400, 37
 _FEATHER = 9
 """Samples over which the net's reach falls to nothing; about a twelfth of the face's width."""
 
+_RIM = 7
+"""Samples over which what the net shows gives way to the frame's own skin."""
+
 _REACH_BELOW = 3
 """Samples by which the reach is widened before it is softened."""
 
@@ -137,6 +140,17 @@ def lips_mask(points: F32, wider: int = 3) -> F32:
     size = 2 * wider + 1
     grown = cv2.dilate(_filled(points, OUTER_LIPS), np.ones((size, size), np.uint8))
     return np.asarray(grown, np.float32) / 255
+
+
+def lips_reach(points: F32) -> F32:
+    """(SIDE, SIDE) 0..1, where the net's picture is shown, of (478, 2) crop points: on the lips and, falling
+    off, a little beyond.
+
+    Farther out the frame's own skin, moved, has all its grain, moles and light; two pictures of it are never
+    quite in line.
+    """
+    soft = cv2.blur(lips_mask(points), (_RIM, _RIM), borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(np.clip(1.6 * soft - 0.3, 0, 1), np.float32)
 
 
 def reach_mask(source: F32, target: F32) -> F32:

@@ -36,7 +36,7 @@ class Recipe:
     """Everything that decides the result, besides the clips."""
 
     seed: int = 0
-    steps: int = 3600
+    steps: int = 2000
     pairs: int = 4
     """Pairs of consecutive frames in a batch."""
     fresh: int = 1
@@ -48,7 +48,13 @@ class Recipe:
     edges: float = 1.0
     bands: float = 1.0
     steadiness: float = 0.5
-    choosing: float = 0.01
+    choosing: float = 8.0
+    """The price of averaging the two warps, which are never quite in line: it takes the skin's grain away."""
+    choosing_by: float = 0.6
+    """The share of the steps at which that is the whole price. It begins at nothing: a net that must choose
+    before it has seen what either is worth stays with the first. 0: whole from the first step on."""
+    painting: float = 0.01
+    """The price of showing neither of them."""
     inside: float = 0.6
     """How much less the truth counts between the lips, where it cannot be known, than on them."""
     own: float = 0.02
@@ -68,8 +74,18 @@ def _mean(value: Tensor, weight: Tensor) -> Tensor:
     return (value * weight).sum() / (weight.sum() * value.shape[1] + 1e-6)
 
 
-def objective(value: Tensor, gates: Tensor, out: Tensor, batch: dict[str, Tensor], recipe: Recipe) -> Tensor:
-    """The loss of a batch of pairs: distance, edges, bands, motion within a pair, and choice."""
+def objective(
+    value: Tensor,
+    gates: Tensor,
+    out: Tensor,
+    batch: dict[str, Tensor],
+    recipe: Recipe,
+    done: float = 1.0,
+) -> Tensor:
+    """The loss of a batch of pairs: distance, edges, bands, motion within a pair, and choice.
+
+    done: the share of the run's steps that is behind.
+    """
     truth, reach = batch["truth"], batch["reach"]
     inside = _inside(batch)
     weight = reach * (1 + (recipe.mouth - 1) * batch["lips"]) * (1 - (1 - recipe.inside) * inside)
@@ -91,7 +107,8 @@ def objective(value: Tensor, gates: Tensor, out: Tensor, batch: dict[str, Tensor
     both = gates[:, :1] + gates[:, 1:2] + 1e-4
     share = gates[:, :1] / both
     undecided = share * (1 - share) * both * (value[:, 3:6] - value[:, 6:9]).abs().mean(1, keepdim=True)
-    loss = loss + _mean(recipe.choosing * 10 * undecided + recipe.choosing * gates[:, 2:], reach)
+    choosing = recipe.choosing * min(1.0, (done + 1e-9) / max(1e-9, recipe.choosing_by)) ** 3
+    loss = loss + _mean(choosing * undecided + recipe.painting * gates[:, 2:], reach)
     loss = loss + recipe.own * _mean(gates[:, 2:], reach * inside)
     # A mean of all mouths that could be there is a fog: it has less detail than any of them.
     return loss + recipe.texture * _mean((_detail(out) - _detail(truth)).abs(), reach * inside)
@@ -233,7 +250,7 @@ class Trainer:
         value = torch.from_numpy(inputs(raw)).to(self.device, memory_format=torch.channels_last)
         gates, synthesis = self.net(value)
         out = compose(value, gates, synthesis)
-        loss = objective(value, gates, out, batch, recipe)
+        loss = objective(value, gates, out, batch, recipe, share)
         told = float(loss.detach())
         if recipe.adversary and share >= recipe.adversary_from:
             loss = loss + self._contested(loss, out, batch, share)

@@ -19,6 +19,7 @@ from retalk_models.talkin.mouth_crop import (
     field_places,
     halved,
     lips_mask,
+    lips_reach,
     look,
     net_input,
     outlines,
@@ -121,6 +122,18 @@ def test_the_reach_is_nothing_at_the_border_and_covers_both_chins() -> None:
 def test_the_reach_has_no_step_that_shows_as_a_seam() -> None:
     reach = reach_mask(placed(0.0)[1], placed(0.16)[1])
     assert max(float(np.abs(np.diff(reach, axis=axis)).max()) for axis in (0, 1)) < 0.2
+
+
+def test_the_net_shows_on_the_lips_and_leaves_the_skin() -> None:
+    _, points, _ = placed(0.1)
+    shown = lips_reach(points)
+    for ring in (OUTER_LIPS, INNER_LIPS):
+        x, y = np.round(points[list(ring)]).astype(int).T
+        assert shown[y, x].min() > 0.9
+    for index in (152, 205, 425, 2):
+        x, y = np.clip(np.round(points[index]).astype(int), 0, SIDE - 1)
+        assert shown[y, x] == 0
+    assert max(float(np.abs(np.diff(shown, axis=axis)).max()) for axis in (0, 1)) < 0.3
 
 
 def test_equal_points_are_no_warp() -> None:
