@@ -45,11 +45,13 @@ def adaptation_recipe(steps: int, seed: int) -> Recipe:
         Recipe(),
         seed=seed,
         steps=steps,
-        rate=4e-4,
+        rate=1e-3,
         average=0.98,
         adversary=0.0,
-        # It knows already what either picture is worth.
+        # It knows already what either picture is worth; what is left to learn is to paint this one person.
         choosing_by=0.0,
+        painting=0.0,
+        own=0.0,
         held_out=(_HELD_BACK_NAME,),
     )
 

@@ -53,7 +53,7 @@ def rebuild(engine: SpeechDriven, subject: Subject) -> Rebuilt:
     points, seconds = subject.tracked.points, subject.tracked.seconds
     speech = RecordedSpeech.of(points, seconds, ExpressionBasis.load())
     told = engine.with_speech(speech)
-    session = told.open_session(EngineOptions(idle=Idle.REST))
+    session = told.open_session(EngineOptions(idle=Idle.REST, patient=True))
     reach = told.look_ahead_us * VOICE_RATE // 1_000_000
     step = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 0.04
     behind = max(1, round(_BEHIND_S / step))
