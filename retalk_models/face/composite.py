@@ -11,10 +11,6 @@ import numpy as np
 from retalk_models.face.warp import WarpField
 from retalk_models.picture import F32, U8, Box, Picture
 
-_DETAILED = 480
-"""Pixels across what moves, beyond which a face has hardly any detail of a sample's size: sampled linearly,
-one of 550 is as sharp as its source, one of 360 a tenth less."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patch:
@@ -52,7 +48,7 @@ def composite(
     """
     out = picture.copy()
     box = field.box
-    how = cv2.INTER_CUBIC if fine and box.width <= _DETAILED else cv2.INTER_LINEAR
+    how = cv2.INTER_CUBIC if fine else cv2.INTER_LINEAR
     size, half_size = (box.width, box.height), (box.width // 2, box.height // 2)
     places = field.node_sources()
     whole = cv2.resize(places, size, interpolation=cv2.INTER_LINEAR)

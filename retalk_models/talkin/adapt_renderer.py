@@ -17,7 +17,7 @@ from retalk_models.talkin.corpus import ClipEntry
 from retalk_models.talkin.crop_corpus import CropClip, build, read
 from retalk_models.talkin.render_scores import Scores, evaluate
 from retalk_models.talkin.render_trainer import Recipe, Trainer
-from retalk_models.talkin.rendernet import load_net, save_net
+from retalk_models.talkin.rendernet import RenderNet, load_net, save_net
 
 _HELD_BACK = 0.3
 """The clip's last part, by which the gain is measured."""
@@ -101,6 +101,14 @@ def _frames(clip: CropClip, person: str, frames: slice) -> CropClip:
     )
 
 
+def _run_name(net: RenderNet, recipe: Recipe) -> str:
+    """The folder of a run: of what it starts from and how it goes on."""
+    digest = hashlib.sha256(json.dumps(asdict(recipe)).encode())
+    for name, value in net.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 def adapt(video: Path, cache: Path, out: Path, steps: int, seed: int, device: str = "cpu") -> Gain:
     """Fine-tune on a clip and store the result beside it where it is better there than the bundled net.
 
@@ -122,7 +130,10 @@ def adapt(video: Path, cache: Path, out: Path, steps: int, seed: int, device: st
             f"{_LEAST_FRAMES} or more of one person facing the camera"
         )
     net = load_net()
-    trainer = Trainer(adaptation_recipe(steps, seed), split(clips[0]), out, device, net, tests_per_clip=24)
+    recipe = adaptation_recipe(steps, seed)
+    # A run of another release began elsewhere: it is not gone on from, and nothing has to be deleted by hand.
+    run = out / _run_name(net, recipe)
+    trainer = Trainer(recipe, split(clips[0]), run, device, net, tests_per_clip=24)
     before = evaluate(load_net().to(device), trainer.test, device)
     trainer.train()
     adapted = trainer.averaged()

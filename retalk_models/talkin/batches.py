@@ -149,7 +149,8 @@ def _fit(window: augment.Window) -> augment.Window:
 
 
 def _pause(window: augment.Window, delay: int, rng: np.random.Generator) -> augment.Window:
-    """Silence a span; the mouth goes to rest within 100 ms of it and wakes 80 ms before its end."""
+    """Silence a span; the mouth goes to rest within 100 ms of it and wakes 80 ms before its end, if that is
+    heard so early."""
     length = int(rng.integers(40, 200))
     start = int(rng.integers(-length // 2, FRAMES - length // 2))
     first, last = max(0, start), min(FRAMES, start + length)
@@ -157,7 +158,7 @@ def _pause(window: augment.Window, delay: int, rng: np.random.Generator) -> augm
     power[first:last] = 0
     # Where each step's own place lies on the frame axis.
     at = (np.arange(FRAMES // 2) * STEP + step_position(0, 0, delay) - 256) / HOP
-    rest = np.clip((at - start) / 10, 0, 1) * np.clip((start + length - at) / 8, 0, 1)
+    rest = np.clip((at - start) / 10, 0, 1) * np.clip((start + length - at) / min(8, delay // HOP), 0, 1)
     targets = window.targets.copy()
     targets[:, :-3] *= (1 - rest)[:, None]
     targets[:, -3:-1] *= (rest < 0.5)[:, None]

@@ -73,16 +73,22 @@ def hold_to_one_thread() -> None:
 
 
 class NetRenderer:
-    """The net on a device; see hold_to_one_thread for the processor."""
+    """The net on a device; see hold_to_one_thread for the processor.
+
+    Raises ValueError for weights of another net, also of an earlier one, whose time nobody has measured.
+    """
 
     def __init__(self, device: str = "cpu", weights: Path | None = None) -> None:
         import torch
 
-        from retalk_models.talkin.rendernet import fused, load_net
+        from retalk_models.talkin.rendernet import WIDTHS, fused, load_net
 
         self._torch = torch
         self._device = device
-        self._net = fused(load_net(weights), device)
+        net = load_net(weights)
+        if net.widths != WIDTHS:
+            raise ValueError(f"{weights}: these are of an earlier rendering net")
+        self._net = fused(net, device)
 
     def __call__(self, values: F32) -> tuple[F32, F32]:
         torch = self._torch

@@ -134,7 +134,7 @@ class ClipSampler:
     ) -> tuple[Sample, Sample] | None:
         """Two consecutive frames, or None where the clip has none at the place looked at.
 
-        strange: how often the stand-in's mouth does something else.
+        strange: how often the stand-in's mouth does something else; at 1 nothing else stands in.
         """
         clip = self.clip
         index = int(rng.integers(0, len(clip.numbers) - 1))
@@ -142,7 +142,10 @@ class ClipSampler:
         if rng.random() < 0.4 and len(self._open):
             index = min(int(rng.choice(self._open)), len(clip.numbers) - 2)
         number = int(clip.numbers[index])
-        away = self._stranger(index, rng) if rng.random() < strange else _neighbour(rng)
+        away = self._stranger(index, rng) if rng.random() < strange else 0
+        if not away and strange >= 1:
+            return None
+        away = away or _neighbour(rng)
         needed = (number, number + 1, number + away, number + 1 + away)
         if any(one not in self._place for one in needed):
             return None
@@ -155,7 +158,7 @@ class ClipSampler:
         return self._sample(number, choice, rng), self._sample(number + 1, choice, rng)
 
     def _stranger(self, index: int, rng: np.random.Generator) -> int:
-        """How far away a frame with another mouth in much the same pose is; a neighbour if there is none."""
+        """How far away a frame with another mouth in much the same pose is; 0 where there is none."""
         clip = self.clip
         away, pose = clip.numbers - clip.numbers[index], clip.poses[index]
         unlike = np.abs(clip.openings - clip.openings[index]) > _UNLIKE
@@ -165,7 +168,7 @@ class ClipSampler:
             if abs(clip.poses[i].yaw - pose.yaw) < _TURNED
         ]
         if not pool:
-            return _neighbour(rng)
+            return 0
         some = rng.choice(pool, min(_VIEWS, len(pool)), replace=False)
         return int(away[min(some, key=lambda i: pose_distance(clip.poses[i], pose))])
 

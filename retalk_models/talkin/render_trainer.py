@@ -161,9 +161,8 @@ class Trainer:
         self._key = _key(recipe, clips)
         self.source = SampleSource([one for one in clips if one.person not in recipe.held_out])
         held_out = [one for one in clips if one.person in recipe.held_out]
-        tests = SampleSource(held_out)
-        self.test = tests.fixed(tests_per_clip, 1) if held_out else []
-        self._strange_test = tests.fixed(tests_per_clip, 1, strange=1.0) if held_out else []
+        self._tests, self._tests_per_clip = SampleSource(held_out), tests_per_clip
+        self.test = self._tests.fixed(tests_per_clip, 1) if held_out else []
         self.net = placed(start or RenderNet(), device).train()
         self.average = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
         self.optimizer = torch.optim.AdamW(self.net.parameters(), recipe.rate, weight_decay=recipe.decay)
@@ -221,10 +220,9 @@ class Trainer:
         return placed(net, self.device).eval()
 
     def score_strange(self) -> Scores | None:
-        """Scores where another mouth stands in for the frame's; None where nobody is held out."""
-        if not self._strange_test:
-            return None
-        return evaluate(self.averaged(), self._strange_test, self.device)
+        """Scores where another mouth stands in for the frame's; None where no held-out clip has one."""
+        pairs = self._tests.fixed(self._tests_per_clip, 1, strange=1.0)
+        return evaluate(self.averaged(), pairs, self.device) if pairs else None
 
     def _score(self) -> None:
         scores = evaluate(self.averaged(), self.test, self.device)

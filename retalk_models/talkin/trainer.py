@@ -82,6 +82,10 @@ def _statistics(banks: list[Bank]) -> tuple[F32, F32]:
     return mean.astype(np.float32), np.sqrt(np.mean(squares, axis=0) - mean**2).astype(np.float32)
 
 
+class OtherRunError(ValueError):
+    """A folder holds the checkpoint of another look-ahead; the message names both."""
+
+
 class Objective:
     """The loss: lip motion, its velocity and its correlation, closure, speaking, and synthetic curves."""
 
@@ -207,7 +211,7 @@ class Trainer:
         said: Sequence[Utterance],
         out: Path,
     ) -> None:
-        """Raises ValueError where `out` has the checkpoint of another look-ahead."""
+        """Raises OtherRunError where `out` has the checkpoint of another look-ahead."""
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self.out = out
@@ -232,7 +236,7 @@ class Trainer:
             kept = torch.load(self.checkpoint, weights_only=True)
             heard_ms = kept.get("look_ahead_ms", LOOK_AHEADS_MS[0])
             if heard_ms != recipe.look_ahead_ms:
-                raise ValueError(
+                raise OtherRunError(
                     f"{self.checkpoint} is of a net that hears {heard_ms} ms ahead, not "
                     f"{recipe.look_ahead_ms}; give --out another folder, or delete it"
                 )

@@ -217,7 +217,7 @@ def test_wrong_options_are_named(
 
 def bright(folder: Path) -> Path:
     """Weights that draw every mouth white."""
-    net = RenderNet((4, 6, 8, 8))
+    net = RenderNet()
     with torch.no_grad():
         bias = net.state_dict()["head.bias"]
         bias[8:12] += 12
@@ -245,6 +245,13 @@ def test_a_session_draws_with_the_weights_of_the_person_shown(tmp_path: Path) ->
     bundled = shown(plain.open_session(EngineOptions()))
     assert np.array_equal(own.planes, shown(engine.open_session(EngineOptions())).planes)
     assert float(own.y.astype(int).sum() - bundled.y.astype(int).sum()) > 10_000
+
+
+def test_weights_adapted_from_an_earlier_net_are_not_used(tmp_path: Path) -> None:
+    earlier = tmp_path / "anna.mp4.renderer.safetensors"
+    save_net(RenderNet((16, 32, 80, 128)), earlier)
+    with pytest.raises(ValueError, match=r"anna\.mp4\.renderer\.safetensors: these are of an earlier"):
+        NetRenderer(weights=earlier)
 
 
 def test_damaged_weights_of_a_person_cost_no_dub(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

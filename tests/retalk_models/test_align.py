@@ -65,6 +65,17 @@ def test_a_microphone_before_half_of_the_lips_is_noticed() -> None:
     assert min(shown) > 0.5, "it is there for two seconds, and is not learnt as skin"
 
 
+def test_a_lamp_that_is_switched_on_is_the_faces_light_within_seconds() -> None:
+    memory = SurfaceMemory()
+    for _ in range(40):
+        memory.look(looked_at(skin()), 0.0, 0.04)
+    lit = skin()
+    lips = points(0.0, pose(scale=90.0, x=160, y=120))[14, :2].astype(int)
+    lit.y[lips[1] - 60 : lips[1] + 60, lips[0] - 70 : lips[0] + 70] += 25
+    hidden = [memory.look(looked_at(lit), 0.0, 0.04).hidden for _ in range(150)]
+    assert hidden[-1] < 0.35
+
+
 def test_light_that_changes_slowly_is_no_occlusion() -> None:
     memory = SurfaceMemory()
     shares = [memory.look(looked_at(skin(150 - k // 2)), 0.0, 0.04).hidden for k in range(120)]

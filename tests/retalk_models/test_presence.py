@@ -55,7 +55,8 @@ def test_a_new_face_drops_the_dub_at_once() -> None:
         (pose(yaw=-1.0), 0.0, FaceState.PROFILE),
         (pose(x=20.0), 0.0, FaceState.EDGE),
         (pose(y=420.0), 0.0, FaceState.EDGE),
-        (pose(), 0.9, FaceState.OCCLUDED),
+        (pose(), 0.45, FaceState.TRACKED),
+        (pose(), 0.55, FaceState.OCCLUDED),
         (None, 0.0, FaceState.NONE),
     ],
 )
@@ -69,6 +70,9 @@ def test_states_have_hysteresis() -> None:
     assert see(presence, pose(yaw=np.radians(50))).state is FaceState.PROFILE
     assert see(presence, pose(yaw=np.radians(46))).state is FaceState.PROFILE
     assert see(presence, pose(yaw=np.radians(38))).state is FaceState.TRACKED
+    assert see(presence, pose(), hidden=0.55).state is FaceState.OCCLUDED
+    assert see(presence, pose(), hidden=0.4).state is FaceState.OCCLUDED
+    assert see(presence, pose(), hidden=0.3).state is FaceState.TRACKED
 
 
 def test_a_face_that_leaps_is_another_face() -> None:

@@ -165,7 +165,7 @@ def test_averaging_the_warps_costs_ever_more_and_choosing_nothing() -> None:
         return float(objective(value, gates, batch["truth"], batch, RECIPE, done))
 
     assert price(half, 0.0) < price(half, 0.3) < price(half, 0.6) == price(half, 1.0)
-    assert price(chosen, 1.0) < 0.001 < 0.01 * price(half, 1.0) + 0.001
+    assert price(chosen, 1.0) < 0.01 * price(half, 1.0)
 
 
 def test_a_fog_between_the_lips_costs_more_than_elsewhere() -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from retalk_models.engine import EngineOptions, EngineOutput, EngineWindow, FaceState, Idle, Rung
-from retalk_models.face.geometry import lip_opening
+from retalk_models.face.geometry import ObservedFace, lip_opening
 from retalk_models.face.tracker import FaceTracker, TrackedFace
+from retalk_models.face.watch import Sighting
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.engine import TalkinEngine
-from tests.retalk_models.faces import BASIS, ToldSpeech, dub, frames, noise, portrait, session
+from tests.retalk_models.faces import BASIS, ToldSpeech, dub, frames, noise, portrait, pose, session
 
 WAVE = (0.06 + 0.06 * np.sin(np.arange(400) / 2.5)).astype(np.float32)
 SHUT = np.zeros(400, np.float32)
@@ -38,6 +39,27 @@ def test_the_dubbed_mouth_follows_the_voice() -> None:
     assert np.corrcoef(seen, WAVE[8:60])[0, 1] > 0.9
     assert seen.min() < 0.03
     assert seen.max() > 0.055
+
+
+@pytest.mark.parametrize(("asked", "heard_ms"), [(None, 120), (120, 120), (80, 80)])
+def test_the_look_ahead_can_be_chosen(asked: int | None, heard_ms: int) -> None:
+    engine = TalkinEngine.load("cpu", rendered=False, look_ahead_ms=asked)
+    assert engine.look_ahead_us == 1000 * heard_ms
+    assert ("talkin_expression_80.safetensors" in engine.weights) is (heard_ms == 80)
+    with pytest.raises(ValueError, match="80 or 120"):
+        TalkinEngine.load("cpu", rendered=False, look_ahead_ms=0)
+
+
+def test_a_face_as_wide_as_the_limit_is_not_drawn_now_sharply_now_softly() -> None:
+    engine = session(SHUT)
+    shown = []
+    for width in (400, 470, 430, 490, 470, 430, 400):
+        points = np.zeros((478, 3), np.float32)
+        points[454, 0] = width
+        face = ObservedFace(points, pose(), points, 0.0)
+        shown.append(engine._is_detailed(Sighting(FaceState.TRACKED, 1.0, face, None, True)))
+    engine.close()
+    assert shown == [True, True, True, False, False, False, True]
 
 
 def test_every_sample_outside_the_region_is_the_sources() -> None:

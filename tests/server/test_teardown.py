@@ -55,6 +55,20 @@ async def test_what_loading_made_is_not_looked_through_for_garbage(monkeypatch: 
     assert frozen == [True]
 
 
+async def test_the_look_ahead_of_the_settings_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load(*arguments: object) -> PatchEngine:
+        asked.append(arguments)
+        return PatchEngine()
+
+    monkeypatch.setattr(streams, "load_to_serve", load)
+    monkeypatch.setattr(streams, "_measured", lambda _: (Demand(0.1, 0.1), {}))
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    await (await streams.load(Settings(look_ahead_ms=80, engine_processes=0))).close()
+    assert asked == [("talkin", "auto", 0, 80)]
+
+
 async def test_an_engine_that_cannot_be_measured_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server goes on to say that it has none; the engine's processes are not to stay."""
 
