@@ -63,10 +63,11 @@ _WORST = 3.0
 """No point counts for more: a microphone hides few points, but those are nothing like skin."""
 
 _DOUBTFUL = 0.3
-"""What looks less like itself than this is learnt so much more slowly: a hand is not to be taken for the
-face, yet new light is in the end."""
+"""What looks less like itself than this is learnt more slowly: a hand is not to be taken for the face, yet
+new light is in the end."""
 
 _DOUBTED = 0.15
+"""By how much."""
 
 _SHADED = (33, 263, 159, 386, 2)
 """Outer corners and upper lids of the eyes, and the base of the nose: what lies between has the face's own

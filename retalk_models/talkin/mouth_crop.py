@@ -172,13 +172,18 @@ def reach_mask(source: F32, target: F32) -> F32:
     return np.asarray(soft / 255, np.float32)
 
 
+def _own_places() -> F32:
+    """(SIDE, SIDE, 2) every crop sample's own."""
+    columns, rows = np.meshgrid(np.arange(SIDE, dtype=np.float32), np.arange(SIDE, dtype=np.float32))
+    return np.asarray(np.stack([columns, rows], axis=-1), np.float32)
+
+
 def warp_places(source: F32, target: F32, depth: F32) -> F32:
     """(SIDE, SIDE, 2) for every crop sample, the crop sample of the reference that it is drawn with.
 
     source, target: (478, 2) the reference's and the target's points, both in crop samples. depth: (478,).
     """
-    columns, rows = np.meshgrid(np.arange(SIDE, dtype=np.float32), np.arange(SIDE, dtype=np.float32))
-    places: F32 = np.asarray(np.stack([columns, rows], axis=-1), np.float32)
+    places = _own_places()
     # On every other sample: the map is smooth but for the lips' edge, which the crop itself shows no finer.
     side = SIDE // 2
     field = warp_field((source - 0.5) / 2, (target - 0.5) / 2, depth, (side, side), feather=1.0)
@@ -197,8 +202,7 @@ def field_places(field: WarpField, crop: MouthCrop, points: F32) -> F32:
     is to be drawn, samples stay.
     points: (478, 2) the reference's, crop samples.
     """
-    columns, rows = np.meshgrid(np.arange(SIDE, dtype=np.float32), np.arange(SIDE, dtype=np.float32))
-    places: F32 = np.asarray(np.stack([columns, rows], axis=-1), np.float32)
+    places = _own_places()
     cover = field.cover
     if cover is None:
         return places

@@ -21,6 +21,20 @@ def skin(level: int = 150) -> Picture:
     return Picture.from_rgb(np.full((320, 320, 3), (level, int(0.8 * level), int(0.7 * level)), np.uint8))
 
 
+def lower_lip() -> tuple[int, int]:
+    """Where the face of looked_at has it in a picture of skin(), pixels."""
+    x, y = looked_at(skin()).points[14, :2].astype(int).tolist()
+    return x, y
+
+
+def acquainted() -> SurfaceMemory:
+    """A memory that has seen the bare face for long enough."""
+    memory = SurfaceMemory()
+    for _ in range(40):
+        memory.look(looked_at(skin()), 0.0, 0.04)
+    return memory
+
+
 def test_light_is_that_of_the_skin() -> None:
     picture = skin()
     light = mouth_light(looked_at(picture))
@@ -47,31 +61,24 @@ def test_something_before_the_mouth_is_noticed_and_soon_forgotten_when_gone() ->
     memory = SurfaceMemory()
     clear = [memory.look(looked_at(skin()), 0.0, 0.04).hidden for _ in range(40)]
     assert max(clear) == 0
-    covered = skin()
-    lips = points(0.0, pose(scale=90.0, x=160, y=120))[14, :2].astype(int)
-    covered.y[lips[1] - 50 : lips[1] + 50, lips[0] - 60 : lips[0] + 60] = 40
+    covered, (x, y) = skin(), lower_lip()
+    covered.y[y - 50 : y + 50, x - 60 : x + 60] = 40
     assert memory.look(looked_at(covered), 0.0, 0.04).hidden > 0.6
     assert memory.look(looked_at(skin()), 0.0, 0.04).hidden < 0.1
 
 
 def test_a_microphone_before_half_of_the_lips_is_noticed() -> None:
-    memory = SurfaceMemory()
-    for _ in range(40):
-        memory.look(looked_at(skin()), 0.0, 0.04)
+    memory, (x, y) = acquainted(), lower_lip()
     covered = skin()
-    lips = points(0.0, pose(scale=90.0, x=160, y=120))[14, :2].astype(int)
-    covered.y[lips[1] : lips[1] + 40, lips[0] - 22 : lips[0] + 22] = 40
+    covered.y[y : y + 40, x - 22 : x + 22] = 40
     shown = [memory.look(looked_at(covered), 0.0, 0.04).hidden for _ in range(50)]
     assert min(shown) > 0.5, "it is there for two seconds, and is not learnt as skin"
 
 
 def test_a_lamp_that_is_switched_on_is_the_faces_light_within_seconds() -> None:
-    memory = SurfaceMemory()
-    for _ in range(40):
-        memory.look(looked_at(skin()), 0.0, 0.04)
+    memory, (x, y) = acquainted(), lower_lip()
     lit = skin()
-    lips = points(0.0, pose(scale=90.0, x=160, y=120))[14, :2].astype(int)
-    lit.y[lips[1] - 60 : lips[1] + 60, lips[0] - 70 : lips[0] + 70] += 25
+    lit.y[y - 60 : y + 60, x - 70 : x + 70] += 25
     hidden = [memory.look(looked_at(lit), 0.0, 0.04).hidden for _ in range(150)]
     assert hidden[-1] < 0.35
 
