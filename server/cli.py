@@ -400,7 +400,7 @@ def bad_input(error: Exception) -> bool:
         ("retalk_models.engine", "LookAheadError"),
         ("retalk_models.store", "CheckpointError"),
         ("retalk_models.tensors", "TensorFileError"),
-        ("retalk_models.phones", "AcousticModelError"),
+        ("retalk_models.hearing", "SpeechEncoderError"),
         ("retalk_models.restore", "RestorationError"),
     )
     return any(

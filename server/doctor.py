@@ -40,7 +40,7 @@ def examine(host: str, port: int, device: str, ice_servers: Sequence[str] = ()) 
         ("weights", check_weights),
         ("face tracker", check_face_tracker),
         ("voice activity", check_voice_activity),
-        ("phones", check_phones),
+        ("hearing", check_hearing),
         ("browser client", check_client),
         ("sample presenter", check_presenter),
         ("ICE", lambda: check_ice(ice_servers)),
@@ -164,15 +164,15 @@ def check_voice_activity() -> Finding:
     return Finding("voice activity", Verdict.OK, "webrtcvad answers")
 
 
-def check_phones() -> Finding:
-    """Loads the acoustic model that the talkin engine hears with."""
-    from retalk_models.phones import REMEDY, AcousticModelError, acoustic_model
+def check_hearing() -> Finding:
+    """Loads the speech encoder that the talkin engine hears with."""
+    from retalk_models.hearing import REMEDY, SpeechEncoderError, speech_encoder
 
     try:
-        model = acoustic_model()
-    except AcousticModelError as error:
-        return Finding("phones", Verdict.BROKEN, str(error), REMEDY)
-    return Finding("phones", Verdict.OK, f"pocketsphinx's acoustic model tells {len(model.names)} apart")
+        speech_encoder()
+    except SpeechEncoderError as error:
+        return Finding("hearing", Verdict.BROKEN, str(error), REMEDY)
+    return Finding("hearing", Verdict.OK, "moonshine-voice's speech encoder can be read")
 
 
 def check_client() -> Finding:

@@ -28,7 +28,7 @@ _ONE_CORE = {
     "MKL_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""A process does one call at a time on one core; what its libraries start besides would wait or spin."""
+"""A process does one call at a time; what its libraries start besides would wait or spin."""
 
 
 class EngineProcessLost(RuntimeError):

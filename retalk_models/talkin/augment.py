@@ -1,115 +1,58 @@
-"""Variation of speech in the mel-power domain: cheap enough to make anew for every training step."""
+"""Variation of speech: of the sound itself before anything hears it, and of what was heard of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from scipy.signal import fftconvolve
 
-from retalk_models.phones import RunningMean, batch_scores, cepstra
+from retalk_models.engine import VOICE_RATE
 from retalk_models.picture import F32
 from retalk_models.speech import LevelTracker
 
-_FRAMES_PER_STEP = 2
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Window:
-    """power: (frames, bands) mel powers at 100 Hz; targets: (frames / 2, n) on the same start, 50 Hz."""
-
-    power: F32
-    targets: F32
-
-
-def _lookup(rows: F32, at: F32) -> F32:
-    """Rows at fractional indices."""
-    low = np.clip(at.astype(np.intp), 0, len(rows) - 1)
-    high = np.minimum(low + 1, len(rows) - 1)
-    share = (at - low).astype(np.float32)[:, None]
-    return np.asarray(rows[low] * (1 - share) + rows[high] * share, np.float32)
-
-
-def warp_time(power: F32, targets: F32, start: int, frames: int, rng: np.random.Generator) -> Window:
-    """Cut `frames` from frame `start` with the tempo wandering by up to 18 %, sound and lips together."""
-    knots = rng.uniform(-0.18, 0.18, max(3, frames // 60))
-    tempo = 1 + np.interp(np.linspace(0, 1, frames), np.linspace(0, 1, len(knots)), knots)
-    at = (start + np.concatenate([[0.0], np.cumsum(tempo)[:-1]])).astype(np.float32)
-    at = np.minimum(at, len(power) - 1)
-    return Window(_lookup(power, at), _lookup(targets, at[::_FRAMES_PER_STEP] / _FRAMES_PER_STEP))
-
-
-def warp_formants(power: F32, length: float) -> F32:
-    """As if the vocal tract were `length` times as long: resonances move down above 1, up below."""
-    bands = power.shape[1]
-    centre = np.arange(bands, dtype=np.float32)
-    # On the mel axis a constant factor in frequency is nearly a constant shift above 1 kHz.
-    shift = np.log(length) / np.log(6.4) * 27 * (bands / 37.0)
-    at = np.clip(centre + shift * np.clip(centre / (bands * 0.35), 0.2, 1.0), 0, bands - 1)
-    return _lookup(power.T.copy(), at.astype(np.float32)).T
-
-
-def colour(power: F32, rng: np.random.Generator) -> F32:
-    """Random tilt, equaliser, band limit and gain."""
-    bands = power.shape[1]
-    axis = np.linspace(-0.5, 0.5, bands)
+def colour(sound: F32, rng: np.random.Generator) -> F32:
+    """Random tilt, equaliser, band limits and gain, without going beyond full scale."""
+    spectrum = np.fft.rfft(sound)
+    hertz = np.fft.rfftfreq(len(sound), 1 / VOICE_RATE)
+    # From 60 Hz to 7.6 kHz, about as the ear divides it.
+    axis = np.clip(np.log1p(hertz / 700) / np.log1p(7600 / 700), 0, 1) - 0.5
     decibels = rng.normal(0, 5) * axis
-    knots = rng.normal(0, 3, 6)
-    decibels = decibels + np.interp(axis, np.linspace(-0.5, 0.5, 6), knots)
+    decibels += np.interp(axis, np.linspace(-0.5, 0.5, 6), rng.normal(0, 3, 6))
     if rng.random() < 0.25:
-        cut = int(rng.integers(26, bands))
-        decibels[cut:] -= 30
+        decibels[hertz > rng.uniform(3300, 7000)] -= 30
     if rng.random() < 0.2:
-        decibels[: int(rng.integers(1, 5))] -= 25
-    decibels = decibels + rng.uniform(-22, 10)
-    return np.asarray(power * 10 ** (decibels / 10), np.float32)
+        decibels[hertz < rng.uniform(100, 350)] -= 25
+    out = np.fft.irfft(spectrum * 10 ** (decibels / 20), len(sound))
+    gain = min(10 ** (rng.uniform(-22, 10) / 20), 0.99 / (np.abs(out).max() + 1e-9))
+    return np.asarray(out * gain, np.float32)
 
 
-def reverberate(power: F32, rng: np.random.Generator) -> F32:
-    """Add an exponentially decaying tail of earlier frames' power."""
-    decay = 10 ** (-6 / rng.uniform(20, 70))
-    wet = 10 ** (rng.uniform(-18, -4) / 10)
-    tail = np.empty_like(power)
-    run = np.zeros(power.shape[1], np.float32)
-    for index, row in enumerate(power):
-        tail[index] = run
-        run = run * np.float32(decay) + row * np.float32(1 - decay)
-    return np.asarray(power + wet * tail, np.float32)
+def reverberate(sound: F32, rng: np.random.Generator) -> F32:
+    """Add a room's tail: noise that has lost 60 dB after 0.2 to 0.7 s, 4 to 18 dB under the sound."""
+    seconds = rng.uniform(0.2, 0.7)
+    at = np.arange(round(seconds * VOICE_RATE)) / VOICE_RATE
+    tail = rng.normal(0, 1, len(at)) * 10 ** (-3 * at / seconds)
+    tail *= 10 ** (rng.uniform(-18, -4) / 20) / np.sqrt((tail**2).sum())
+    return np.asarray(sound + fftconvolve(sound, tail)[: len(sound)], np.float32)
 
 
-def add_noise(power: F32, babble: F32 | None, rng: np.random.Generator) -> F32:
-    """Coloured noise and perhaps babble, 8 to 50 dB under the loud frames."""
-    frames, bands = power.shape
-    loud = float(np.quantile(power.mean(1), 0.9)) + 1e-9
-    snr = rng.uniform(8, 50)
-    tilt = 10 ** (rng.normal(-4, 6) * np.linspace(-0.5, 0.5, bands) / 10)
-    noise = (tilt / tilt.mean()) * rng.gamma(3.0, 1 / 3.0, (frames, bands))
-    out = power + loud * 10 ** (-snr / 10) * noise
+def add_noise(sound: F32, babble: F32 | None, rng: np.random.Generator) -> F32:
+    """Coloured noise, 8 to 50 dB under the loud parts, and perhaps babble, 4 to 30 dB under them."""
+    loud = _loud(sound)
+    spectrum = np.fft.rfft(rng.normal(0, 1, len(sound)))
+    axis = np.linspace(-0.5, 0.5, len(spectrum))
+    noise = np.fft.irfft(spectrum * 10 ** (rng.normal(-4, 6) * axis / 10), len(sound))
+    out = sound + noise * (loud * 10 ** (-rng.uniform(8, 50) / 20) / (noise.std() + 1e-9))
     if babble is not None:
-        level = float(babble.mean()) + 1e-9
-        out = out + babble * (loud / level * 10 ** (-rng.uniform(4, 30) / 10))
-    return np.asarray(out, np.float32)
+        other = babble[np.arange(len(sound)) % len(babble)]
+        out = out + other * (loud * 10 ** (-rng.uniform(4, 30) / 20) / (_loud(other) + 1e-9))
+    return np.asarray(np.clip(out, -1, 1), np.float32)
 
 
-def batch_phones(power: F32, rng: np.random.Generator) -> F32:
-    """(batch, frames, bands) powers to (batch, frames / 2, width) phone scores.
-
-    Half of the rows start with the voice's mean already about known, as in mid-stream. Two short spans of
-    time are blanked in every row.
-    """
-    means = []
-    for heard in cepstra(power):
-        if rng.random() < 0.5:
-            loud = heard[:, 0] > np.quantile(heard[:, 0], 0.2)
-            known = heard[loud].mean(0) + rng.normal(0, 1, heard.shape[1]).astype(np.float32)
-            means.append(RunningMean(known, rng.uniform(100, 500)))
-        else:
-            means.append(RunningMean())
-    scores = batch_scores(power, means)
-    for row in scores:
-        for _ in range(2):
-            start, length = int(rng.integers(len(row))), int(rng.integers(1, 5))
-            row[start : start + length] = row.mean(0)
-    return scores
+def _loud(sound: F32) -> float:
+    """Root mean square that a tenth of the pieces of 10 ms exceed."""
+    pieces = sound[: len(sound) // 160 * 160].reshape(-1, 160)
+    return float(np.sqrt(np.quantile((pieces**2).mean(1), 0.9))) if len(pieces) else 0.0
 
 
 def batch_features(power: F32, rng: np.random.Generator) -> F32:
@@ -144,4 +87,14 @@ def mask(heard: F32, rng: np.random.Generator) -> F32:
             row[:, low : low + high] = row[:, low : low + high].mean()
             start, length = int(rng.integers(frames)), int(rng.integers(2, 9))
             row[start : start + length] = row.mean(0)
+    return out
+
+
+def blank(said: F32, rng: np.random.Generator) -> F32:
+    """Two spans of one to three runs of every row of (batch, runs, ...) become the row's mean."""
+    out = said.copy()
+    for row in out:
+        for _ in range(2):
+            start = int(rng.integers(len(row)))
+            row[start : start + int(rng.integers(1, 4))] = row.mean(0)
     return out

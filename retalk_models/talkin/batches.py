@@ -1,23 +1,30 @@
-"""Training batches for the expression net: banks of mel power with targets, and what is drawn from them."""
+"""Training batches for the expression net: what is heard and its targets, and what is drawn from them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from hashlib import sha256
+from os import getpid
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter1d
 from scipy.signal import resample_poly
 
 from retalk_models.engine import VOICE_RATE
-from retalk_models.phones import step_powers
+from retalk_models.hearing import FORM as HEARING_FORM
+from retalk_models.hearing import RUN, HearingStream, speech_encoder
 from retalk_models.picture import F32
-from retalk_models.speech import HOP
+from retalk_models.speech import HOP, MelStream
 from retalk_models.talkin import augment
 from retalk_models.talkin.net import STEP, step_position
 from retalk_models.talkin.pairs import Pair
 from retalk_models.talkin.synthetic import CURVES, STEP_S, Utterance, mouth
+
+F16 = NDArray[np.float16]
 
 SPEEDS = (0.84, 0.92, 1.0, 1.09, 1.19)
 """Playing speeds of the real clips: pitch, formants and tempo together, lips along with them."""
@@ -28,11 +35,17 @@ FRAMES = 360
 _UTTERANCE_TAIL = 32
 """Frames of 10 ms that an utterance is taken to last beyond its last speech."""
 
-_PAUSES = 0.06
-"""Share of windows with a pause cut in; more, and the net forgets what lips do in real ones."""
+VARIATIONS = 3
+"""Takes of every clip at every speed: one as it is, the others in other rooms, noises and devices."""
 
-_NOISY = 0.4
-"""Share of windows with noise; more, and breath, which parts the lips, cannot be learnt."""
+_PAUSES = 0.15
+"""Share of takes with a pause cut in; more, and the net forgets what lips do in real ones."""
+
+_NOISY, _ROOMY = 0.4, 0.4
+"""Shares of varied takes with noise (more, and breath, which parts the lips, cannot be learnt) and a room's
+tail."""
+
+_RUN_FRAMES = RUN // HOP
 
 _OPENING_SPREAD = 0.05
 """Every person's opening is brought near this standard deviation (canonical units)."""
@@ -42,12 +55,14 @@ _OPENING_SPREAD = 0.05
 class Bank:
     """One recording ready for cutting.
 
-    power: (frames, bands), frames even. targets: (frames / 2, n): n - 3 values, closure, speaking, valid.
+    power: (frames, bands) at 100 Hz. said: (frames / 4, FRAMES of hearing, WIDTH) float16, what HearingStream
+    makes of it. targets: (frames / 2, n) n - 3 values, closure, speaking, valid.
     """
 
     name: str
     person: str
     power: F32
+    said: F16
     targets: F32
 
     @property
@@ -83,10 +98,51 @@ def person_scale(pairs: Sequence[Pair]) -> dict[str, float]:
     }
 
 
-def real_banks(pairs: Sequence[Pair], delay: int, speeds: Sequence[float] = SPEEDS) -> list[Bank]:
+def powers(sound: F32) -> F32:
+    """(n,) samples at 16 kHz to (frames, bands) mel powers of whole runs."""
+    power = MelStream().push(sound)
+    return power[: len(power) // _RUN_FRAMES * _RUN_FRAMES]
+
+
+def _said(sound: F32, runs: int, cache: Path | None) -> F16:
+    """(runs, FRAMES, WIDTH) what is said in a sound; kept in a folder, keyed by the sound, if any."""
+    digest = sha256(sound.tobytes() + speech_encoder().digest.encode() + HEARING_FORM.encode()).hexdigest()[
+        :16
+    ]
+    kept = None if cache is None else cache / f"said-{digest}.npy"
+    if kept is not None and kept.is_file():
+        known: F16 = np.load(kept)
+        return known[:runs]
+    found = HearingStream().push(sound).astype(np.float16)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(f".{getpid()}.part.npy")
+        np.save(part, found)
+        part.replace(kept)
+    return found[:runs]
+
+
+def _take(sound: F32, others: Sequence[Pair], rng: np.random.Generator) -> F32:
+    """The sound from another device, perhaps in another room and with other sounds beside it."""
+    sound = augment.colour(sound, rng)
+    if rng.random() < _ROOMY:
+        sound = augment.reverberate(sound, rng)
+    if rng.random() < _NOISY:
+        babble = others[int(rng.integers(len(others)))].sound if rng.random() < 0.25 else None
+        sound = augment.add_noise(sound, babble, rng)
+    return np.clip(sound, -1, 1)
+
+
+def real_banks(
+    pairs: Sequence[Pair],
+    delay: int,
+    speeds: Sequence[float] = SPEEDS,
+    variations: int = VARIATIONS,
+    cache: Path | None = None,
+) -> list[Bank]:
     """Banks of real clips; the values are expression coefficients, amplitude evened between people.
 
-    delay: net.delay_of.
+    delay: net.delay_of. cache: where what is said in each take is kept.
     """
     scales = person_scale(pairs)
     # Where a person's mouth shape lies on average is face and landmarker bias; a net that could hear it
@@ -101,7 +157,7 @@ def real_banks(pairs: Sequence[Pair], delay: int, speeds: Sequence[float] = SPEE
         for speed in speeds:
             ratio = Fraction(1 / speed).limit_denominator(50)
             sound = resample_poly(pair.sound, ratio.numerator, ratio.denominator).astype(np.float32)
-            power = step_powers(sound)
+            power = powers(sound)
             steps = len(power) // 2
             seconds = np.array([step_position(0, j, delay) for j in range(steps)]) / VOICE_RATE / float(ratio)
             values = pair.at(seconds)
@@ -113,16 +169,29 @@ def real_banks(pairs: Sequence[Pair], delay: int, speeds: Sequence[float] = SPEE
             closure = (np.interp(seconds, pair.times, shut) > 0.5) * near
             valid = (seconds >= pair.times[0]) & (seconds <= pair.times[-1])
             columns = [values, closure[:, None], speaking[:, None], valid[:, None]]
-            banks.append(Bank(pair.name, pair.person, power, np.concatenate(columns, 1).astype(np.float32)))
+            targets = np.concatenate(columns, 1).astype(np.float32)
+            for take in range(variations):
+                name = f"{pair.name} {speed} {take}"
+                rng = np.random.default_rng(list(sha256(name.encode()).digest()[:8]))
+                varied, wanted = sound, targets
+                if take and rng.random() < _PAUSES:
+                    varied, wanted = _pause(sound, targets, delay, rng)
+                if take:
+                    others = [other for other in pairs if other.person != pair.person] or pairs
+                    varied = _take(varied, others, rng)
+                power = powers(varied)
+                said = _said(varied, len(power) // _RUN_FRAMES, cache)
+                banks.append(Bank(pair.name, pair.person, power, said, wanted))
     return banks
 
 
-def synthetic_banks(said: Sequence[Utterance], delay: int) -> list[Bank]:
-    """Banks of synthetic speech; the values are the articulatory curves. delay: net.delay_of."""
+def synthetic_banks(said: Sequence[Utterance], delay: int, cache: Path | None = None) -> list[Bank]:
+    """Banks of synthetic speech; the values are the articulatory curves. delay, cache: as for real_banks."""
     banks = []
     lead = np.zeros(VOICE_RATE // 5, np.float32)
     for index, one in enumerate(said):
-        power = step_powers(np.concatenate([lead, one.sound, lead, lead]))
+        sound = np.concatenate([lead, one.sound, lead, lead])
+        power = powers(sound)
         curves, closed, speaking = mouth(one, len(one.sound) / VOICE_RATE + 0.6)
         rows = np.concatenate([curves, closed[:, None], speaking[:, None]], 1)
         seconds = np.array([step_position(0, j, delay) for j in range(len(power) // 2)]) / VOICE_RATE
@@ -131,91 +200,69 @@ def synthetic_banks(said: Sequence[Utterance], delay: int) -> list[Bank]:
         targets = rows[near] * (at[:, None] > -6)
         targets[:, -1] = _with_tail(targets[:, -1], _UTTERANCE_TAIL // 2)
         valid = np.ones((len(targets), 1), np.float32)
-        banks.append(
-            Bank(f"{one.language}-{index}", one.language, power, np.concatenate([targets, valid], 1))
-        )
+        rows = np.concatenate([targets, valid], 1)
+        heard = _said(sound, len(power) // _RUN_FRAMES, cache)
+        banks.append(Bank(f"{one.language}-{index}", one.language, power, heard, rows))
     return banks
 
 
-def _fit(window: augment.Window) -> augment.Window:
-    """Cut or extend with silence and rest to FRAMES."""
-    missing = FRAMES - len(window.power)
-    if missing <= 0:
-        return window
-    power = np.pad(window.power, ((0, missing), (0, 0)))
-    targets = np.pad(window.targets, ((0, missing // 2), (0, 0)))
-    targets[len(window.targets) + 6 :, -1] = 1
-    return augment.Window(power, targets)
-
-
-def _pause(window: augment.Window, delay: int, rng: np.random.Generator) -> augment.Window:
+def _pause(sound: F32, targets: F32, delay: int, rng: np.random.Generator) -> tuple[F32, F32]:
     """Silence a span; the mouth goes to rest within 100 ms of it and wakes 80 ms before its end, if that is
     heard so early."""
-    length = int(rng.integers(40, 200))
-    start = int(rng.integers(-length // 2, FRAMES - length // 2))
-    first, last = max(0, start), min(FRAMES, start + length)
-    power = window.power.copy()
-    power[first:last] = 0
-    # Where each step's own place lies on the frame axis.
-    at = (np.arange(FRAMES // 2) * STEP + step_position(0, 0, delay) - 256) / HOP
-    rest = np.clip((at - start) / 10, 0, 1) * np.clip((start + length - at) / min(8, delay // HOP), 0, 1)
-    targets = window.targets.copy()
-    targets[:, :-3] *= (1 - rest)[:, None]
-    targets[:, -3:-1] *= (rest < 0.5)[:, None]
-    targets[:, -1] = np.maximum(targets[:, -1], rest >= 1)
-    return augment.Window(power, targets.astype(np.float32))
+    length = int(rng.integers(40, 200)) * HOP
+    start = int(rng.integers(-length // 2, max(1, len(sound) - length // 2)))
+    quiet = sound.copy()
+    quiet[max(0, start) : start + length] = 0
+    at = np.arange(len(targets)) * STEP + step_position(0, 0, delay)
+    wake = min(8 * HOP, delay)
+    rest = np.clip((at - start) / (10 * HOP), 0, 1) * np.clip((start + length - at) / wake, 0, 1)
+    still = targets.copy()
+    still[:, :-3] *= (1 - rest)[:, None]
+    still[:, -3:-1] *= (rest < 0.5)[:, None]
+    still[:, -1] = np.maximum(still[:, -1], rest >= 1)
+    return quiet, still.astype(np.float32)
 
 
 class Sampler:
-    """Draws augmented windows; the same (seed, step) gives the same batch."""
+    """Draws windows; the same (seed, step) gives the same batch."""
 
-    def __init__(
-        self, real: Sequence[Bank], synthetic: Sequence[Bank], mirror: F32, seed: int, delay: int
-    ) -> None:
-        """mirror: (K, K) what left-right reflection does to the coefficients. delay: net.delay_of."""
-        self._delay = delay
+    def __init__(self, real: Sequence[Bank], synthetic: Sequence[Bank], mirror: F32, seed: int) -> None:
+        """mirror: (K, K) what left-right reflection does to the coefficients."""
         self.banks, self._synthetic, self._mirror, self._seed = real, synthetic, mirror, seed
         weights = np.array([np.sqrt(bank.seconds) for bank in real])
         self._chance = weights / weights.sum()
 
-    def _draw(self, bank: Bank, rng: np.random.Generator) -> augment.Window:
+    @staticmethod
+    def _draw(bank: Bank, rng: np.random.Generator) -> tuple[F32, F16, F32]:
+        """Power, what is said and targets of FRAMES frames; a short bank goes on with silence, not valid."""
         room = len(bank.power) - FRAMES
-        start = int(rng.integers(0, max(1, room + 20)) // 2 * 2)
-        frames = min(FRAMES, (len(bank.power) - start) // 2 * 2)
-        return _fit(augment.warp_time(bank.power, bank.targets, start, frames, rng))
-
-    def _vary(self, power: F32, rng: np.random.Generator) -> F32:
-        power = augment.warp_formants(power, float(rng.uniform(0.86, 1.17)))
-        power = augment.colour(power, rng)
-        if rng.random() < 0.4:
-            power = augment.reverberate(power, rng)
-        if rng.random() < _NOISY:
-            babble = None
-            if rng.random() < 0.25:
-                other = self.banks[int(rng.integers(len(self.banks)))].power
-                babble = other[np.arange(FRAMES) % len(other)]
-            power = augment.add_noise(power, babble, rng)
-        return power
+        start = int(rng.integers(0, max(1, room + 20))) // _RUN_FRAMES * _RUN_FRAMES
+        frames = min(FRAMES, len(bank.power) - start)
+        missing = FRAMES - frames
+        power = np.pad(bank.power[start : start + frames], ((0, missing), (0, 0)))
+        runs = slice(start // _RUN_FRAMES, (start + frames) // _RUN_FRAMES)
+        said = np.pad(bank.said[runs], ((0, missing // _RUN_FRAMES), (0, 0), (0, 0)), mode="edge")
+        targets = np.pad(bank.targets[start // 2 : (start + frames) // 2], ((0, missing // 2), (0, 0)))
+        return power, said, targets
 
     def batch(self, step: int, real: int, synthetic: int) -> tuple[F32, F32, F32, F32]:
-        """Features (real + synthetic, FRAMES, 41), phone scores, real targets, synthetic targets."""
+        """Features (real + synthetic, FRAMES, 41), what is said (same, runs, its frames, WIDTH), real and
+        synthetic targets."""
         rng = np.random.default_rng((self._seed, step))
-        powers, real_targets, synthetic_targets = [], [], []
+        heard, said, real_targets, synthetic_targets = [], [], [], []
         for index in rng.choice(len(self.banks), real, p=self._chance):
-            window = self._draw(self.banks[int(index)], rng)
-            if rng.random() < _PAUSES:
-                window = _pause(window, self._delay, rng)
-            targets = window.targets
+            power, frames, targets = self._draw(self.banks[int(index)], rng)
             if rng.random() < 0.5:
                 targets = np.concatenate([targets[:, :-3] @ self._mirror.T, targets[:, -3:]], 1)
-            powers.append(self._vary(window.power, rng))
+            heard.append(power)
+            said.append(frames)
             real_targets.append(targets)
         for _ in range(synthetic):
-            window = self._draw(self._synthetic[int(rng.integers(len(self._synthetic)))], rng)
-            if rng.random() < _PAUSES:
-                window = _pause(window, self._delay, rng)
-            powers.append(self._vary(window.power, rng))
-            synthetic_targets.append(window.targets)
+            bank = self._synthetic[int(rng.integers(len(self._synthetic)))]
+            power, frames, targets = self._draw(bank, rng)
+            heard.append(power)
+            said.append(frames)
+            synthetic_targets.append(targets)
         found = (
             np.stack(real_targets).astype(np.float32) if real else np.zeros((0, FRAMES // 2, 1), np.float32)
         )
@@ -224,6 +271,5 @@ class Sampler:
             if synthetic
             else np.zeros((0, FRAMES // 2, len(CURVES) + 3), np.float32)
         )
-        power = np.stack(powers)
-        heard = augment.mask(augment.batch_features(power, rng), rng)
-        return heard, augment.batch_phones(power, rng), found, made
+        features = augment.mask(augment.batch_features(np.stack(heard), rng), rng)
+        return features, augment.blank(np.stack(said).astype(np.float32), rng), found, made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import copy
 from hashlib import sha256
 from importlib.resources import files
@@ -25,7 +26,7 @@ from retalk_models.face.composite import composite
 from retalk_models.face.speaking import SpeakingGates
 from retalk_models.face.timing import FrameSteps, StageClock
 from retalk_models.face.watch import FaceWatch, Sighting
-from retalk_models.phones import acoustic_model
+from retalk_models.hearing import speech_encoder
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.basis import WEIGHTS_FILE as BASIS_FILE
 from retalk_models.talkin.basis import ExpressionBasis
@@ -114,7 +115,7 @@ class TalkinEngine:
         live only if this device is fast enough. renderer: its weights, in place of the bundled ones.
         look_ahead_ms: one of net.LOOK_AHEADS_MS; None: the first.
         Raises ValueError for a device or a look-ahead that there is not, WeightsError for weights that are
-        damaged, AcousticModelError without the acoustic model that they hear phones with.
+        damaged, SpeechEncoderError without the encoder that they hear with.
         """
         place = _check_device(device)
         heard_ms = LOOK_AHEADS_MS[0] if look_ahead_ms is None else look_ahead_ms
@@ -129,11 +130,10 @@ class TalkinEngine:
         )
         folder = files("retalk_models").joinpath("weights")
         hashes = {name: sha256(folder.joinpath(name).read_bytes()).hexdigest() for name in names}
-        hashes["pocketsphinx/en-us"] = acoustic_model().digest
+        hashes["moonshine-voice/tiny-en"] = speech_encoder().digest
+        hold_to_one_thread()
         if rendered is False:
             return cls(speech, basis, hashes, look_ahead=speech.look_ahead)
-        if place == "cpu":
-            hold_to_one_thread()
         net = NetRenderer(place, renderer)
         live = rendered is True or milliseconds(net, basis) <= _LIVE_MS
         return cls(speech, basis, hashes, net, place, live, speech.look_ahead)
@@ -211,6 +211,7 @@ class TalkinSession:
         self._count = 0
         self._drawing: Drawing | None = None
         self._patient, self._detailed = options.patient, True
+        self._ear = ThreadPoolExecutor(1, thread_name_prefix="talkin-hearing")
         self._closed = False
 
     def process(self, window: EngineWindow) -> EngineResult:
@@ -218,17 +219,24 @@ class TalkinSession:
         if self._closed:
             raise ValueError("this engine session is closed")
         clock = StageClock(_STAGES)
-        with clock.stage("expression"):
-            self._hear(window)
-        outputs = tuple(self._dub(frame, window.rung, clock) for frame in window.frames)
+        # Beside tracking, which needs no interpreter for most of its time either.
+        heard = self._ear.submit(self._hear, window)
+        try:
+            outputs = tuple(self._dub(frame, window.rung, clock, heard) for frame in window.frames)
+        finally:
+            wait((heard,))
+        heard.result()
         return EngineResult(outputs, clock.milliseconds, self._references.take_use().counts())
 
     def close(self) -> None:
         if not self._closed:
-            self._watch.close()
-            self._forget()
-            self._drawing = None
-        self._closed = True
+            self._closed = True
+            try:
+                self._watch.close()
+                self._forget()
+                self._drawing = None
+            finally:
+                self._ear.shutdown()
 
     def _forget(self) -> None:
         self._references.reset()
@@ -238,21 +246,24 @@ class TalkinSession:
     def _hear(self, window: EngineWindow) -> None:
         if window.epoch != self._epoch or window.voice_start != self._heard_until:
             self._stream.restart(window.voice_start)
-        self._epoch, self._heard_until = window.epoch, window.voice_start + len(window.voice)
+        # A stream that failed half-way begins anew.
+        self._epoch = None
         self._stream.push(window.voice)
+        self._epoch, self._heard_until = window.epoch, window.voice_start + len(window.voice)
 
-    def _dub(self, frame: EngineFrame, rung: Rung, clock: StageClock) -> EngineOutput:
+    def _dub(self, frame: EngineFrame, rung: Rung, clock: StageClock, heard: Future[None]) -> EngineOutput:
         elapsed_s = self._steps.step_s(frame.time_us)
         self._count += 1
-        with clock.stage("expression"):
-            gates = self._gates.update(frame.voice_active, elapsed_s)
-            spoken = self._geometry.bounded(self._stream.at(frame.voice_at).coefficients)
+        gates = self._gates.update(frame.voice_active, elapsed_s)
         if rung >= Rung.PASS_THROUGH:
             self._drawing = None
             return EngineOutput(frame.picture, self._watch.skip(), None, 0.0)
 
         with clock.stage("track"):
             sighting, drawing = self._see(frame, rung, elapsed_s)
+        with clock.stage("expression"):
+            heard.result()
+            spoken = self._geometry.bounded(self._stream.at(frame.voice_at).coefficients)
         strength = sighting.strength * gates.dub
         with clock.stage("render"):
             if drawing is None:

@@ -62,7 +62,7 @@ class Renderer(Protocol):
 
 
 def hold_to_one_thread() -> None:
-    """For a process that starts an engine on the processor: torch's own threads are not used from here on.
+    """For a process that starts an engine: torch's own threads on the processor are not used from here on.
 
     The net's layers are too small to share out: a second thread makes them slower, and takes a core from
     another session.

@@ -1,4 +1,4 @@
-"""Speech to expression, streaming: log-mel through a small recurrent net, in numpy alone.
+"""Speech to expression, streaming: log-mel and what is said through a small recurrent net, in numpy.
 
 Output step j of a stream that starts at sample s is the expression at `step_position(s, j)`; it needs
 the sound up to the net's delay beyond that. Steps are computed one by one in the same order whatever the
@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import load
 
 from retalk_models.engine import VOICE_RATE
-from retalk_models.phones import PhoneStream, acoustic_model
+from retalk_models.hearing import RUN, HearingStream, speech_encoder
 from retalk_models.picture import F32
 from retalk_models.speech import HOP, LevelTracker, MelSettings, MelStream, features
 
@@ -36,7 +36,9 @@ _FIRST_NEED = HOP + MelSettings().fft
 """Samples that the first step needs: two feature frames."""
 
 _HEARD_FRAMES = 5
-"""Feature frames and steps of phone scores that the nets see at once."""
+"""Feature frames that the nets see at once."""
+
+STEPS_PER_RUN = RUN // STEP
 
 HISTORY_STEPS = 250
 """Steps kept for `at`: 5 s."""
@@ -97,7 +99,7 @@ class _Nets:
     bias1: F32
     conv2: F32
     bias2: F32
-    phones: F32
+    said: F32
     gru: tuple[tuple[F32, F32, F32, F32], ...]
     head: F32
     head_bias: F32
@@ -112,23 +114,36 @@ class _Nets:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Weights:
-    """The nets, whose outputs are averaged, what turns that into coefficients, and their delay in samples."""
+    """The nets, whose outputs are averaged, what turns that into coefficients, and their delay in samples.
+
+    gist: (width, n) and gist_bias: principal components of a frame of what is said, all nets' own.
+    linear: (frames * width, steps * K) and linear_bias: what a run alone tells of its steps' coefficients,
+    normalised. share: what it counts beside the nets.
+    """
 
     nets: _Nets
+    gist: F32
+    gist_bias: F32
+    linear: F32
+    linear_bias: F32
+    share: float
     mean: F32
     spread: F32
     gate_points: F32
     delay: int
 
 
-_COMMON = ("mean", "spread", "gate_points", "delay")
-_REQUIRED = ("conv1.weight", "conv2.weight", "phones.weight", "head.weight", "gates.weight")
+_COMMON = (
+    *("mean", "spread", "gate_points", "delay"),
+    *("gist_weight", "gist_bias", "linear_weight", "linear_bias", "linear_share"),
+)
+_REQUIRED = ("conv1.weight", "conv2.weight", "said.weight", "head.weight", "gates.weight")
 
 
 def join(nets: Sequence[dict[str, F32]]) -> dict[str, F32]:
     """One set of tensors from several nets' that were trained on the same data: their outputs are averaged.
 
-    Mean, spread, gate points and delay are those of the first.
+    What they have in common, as mean, spread and delay, is the first's.
     """
     joined = {name: nets[0][name] for name in _COMMON if name in nets[0]}
     for index, net in enumerate(nets):
@@ -145,6 +160,11 @@ def _unpack(tensors: dict[str, F32], source: str) -> _Weights:
         raise WeightsError(f"{source}: not weights of the expression net ({', '.join(missing)} missing)")
     return _Weights(
         _stacked(tensors, prefixes),
+        np.ascontiguousarray(tensors["gist_weight"].T, np.float32),
+        tensors["gist_bias"],
+        np.ascontiguousarray(tensors["linear_weight"].T, np.float32),
+        tensors["linear_bias"],
+        float(tensors["linear_share"][0]),
         tensors["mean"],
         tensors["spread"],
         tensors["gate_points"],
@@ -176,7 +196,7 @@ def _stacked(tensors: dict[str, F32], prefixes: Sequence[str]) -> _Nets:
         bias("conv1.bias"),
         matrix("conv2.weight"),
         bias("conv2.bias"),
-        matrix("phones.weight"),
+        matrix("said.weight"),
         layers,
         matrix("head.weight"),
         bias("head.bias"),
@@ -201,9 +221,9 @@ class SpeechToExpression:
     def __init__(self, tensors: dict[str, F32], source: str = "weights", digest: str = "") -> None:
         """tensors: as the training exports them.
 
-        Raises WeightsError where some are missing, AcousticModelError without what it hears phones with.
+        Raises WeightsError where some are missing, SpeechEncoderError without what it hears with.
         """
-        acoustic_model()
+        speech_encoder()
         self._weights = _unpack(tensors, source)
         self.digest = digest
 
@@ -248,7 +268,7 @@ class ExpressionStream:
     def __init__(self, weights: _Weights, start: int = 0) -> None:
         self._weights = weights
         self._mel = MelStream()
-        self._phones = PhoneStream()
+        self._hearing = HearingStream()
         self._level = LevelTracker()
         self.restart(start)
 
@@ -256,13 +276,13 @@ class ExpressionStream:
         """Forget everything; the next pushed sample has this position."""
         weights = self._weights
         self._mel.reset()
-        self._phones.reset()
+        self._hearing.reset()
         self._level.reset()
         self._start, self._end, self._steps = position, position, 0
         bands = weights.nets.conv1.shape[1] // _HEARD_FRAMES
         self._heard = np.zeros((_HEARD_FRAMES, bands), np.float32)
-        width = self._phones.width
-        self._said = np.zeros((weights.nets.phones.shape[1] // width, width), np.float32)
+        # Of each run that steps are still to be computed of: what the nets and the linear member make of it.
+        self._said: deque[tuple[F32, F32]] = deque()
         self._mind = _Mind(weights.nets)
         self._odd = False
         self._positions: deque[int] = deque(maxlen=HISTORY_STEPS)
@@ -281,21 +301,30 @@ class ExpressionStream:
     def push(self, pcm: F32) -> None:
         """(n,) float32 mono at 16 kHz in -1..1, following the last sample pushed."""
         self._end += len(pcm)
+        weights = self._weights
         # A sample that is no number would stay in every state for good.
-        powers = self._mel.push(np.clip(np.nan_to_num(pcm), -1, 1))
-        for power, row in zip(powers, features(powers, self._level), strict=True):
-            self._frame(row, self._phones.push(power))
+        sound = np.clip(np.nan_to_num(pcm), -1, 1)
+        for frames in self._hearing.push(sound):
+            gist = self._mind.understand(frames @ weights.gist + weights.gist_bias)
+            linear = frames.reshape(-1) @ weights.linear + weights.linear_bias
+            self._said.append((gist, linear.reshape(STEPS_PER_RUN, -1)))
+        for row in features(self._mel.push(sound), self._level):
+            self._frame(row)
 
-    def _frame(self, row: F32, phones: F32) -> None:
+    def _frame(self, row: F32) -> None:
         weights = self._weights
         self._heard = np.concatenate([self._heard[1:], row[None]])
         self._mind.hear(self._heard.reshape(-1))
         self._odd = not self._odd
         if self._odd:
             return
-        self._said = np.concatenate([self._said[1:], phones[None]])
-        said, gated = self._mind.say(self._said.reshape(-1))
+        later = self._steps % STEPS_PER_RUN
+        gist, linear = self._said[0]
+        said, gated = self._mind.say(gist[:, later])
+        if later == STEPS_PER_RUN - 1:
+            self._said.popleft()
         values = said.sum(0) / len(said)
+        values = values + np.float32(weights.share) * (linear[later] - values)
         values = values * weights.spread + weights.mean
         gates = gated.sum(0) / len(gated)
         self._positions.append(step_position(self._start, self._steps, weights.delay))
@@ -342,14 +371,19 @@ class _Mind:
         inner = np.maximum(heard @ self._nets.conv1 + self._nets.bias1, 0)
         self._inner = np.concatenate([self._inner[:, 1:], inner[:, None]], axis=1)
 
-    def say(self, phones: F32) -> tuple[F32, F32]:
+    def understand(self, gist: F32) -> F32:
+        """(frames, n) of what is said in a run to (m, steps, units), what each of its steps takes from it."""
+        said = gist.reshape(-1) @ self._nets.said
+        return np.asarray(said.reshape(len(said), STEPS_PER_RUN, -1), np.float32)
+
+    def say(self, understood: F32) -> tuple[F32, F32]:
         """(m, K) normalised coefficients and (m, 2) closure and speaking, one step on.
 
-        phones: the last steps' scores, flat.
+        understood: (m, units) of this step.
         """
         nets = self._nets
         flow = _product(self._inner.reshape(len(self._inner), -1), nets.conv2) + nets.bias2
-        flow = np.maximum(flow + phones @ nets.phones, 0)
+        flow = np.maximum(flow + understood, 0)
         for layer, (into, into_bias, back, back_bias) in enumerate(nets.gru):
             flow = self._hidden[layer] = _gru(flow, self._hidden[layer], into, into_bias, back, back_bias)
         gates = _sigmoid(_product(flow, nets.gates) + nets.gates_bias)

@@ -47,26 +47,31 @@ def _report(out: Path, trainer: Trainer, scores: Sequence[ClipScore]) -> None:
     (out / "report.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _run(recipe: Recipe, seeds: Sequence[int], pairs: Sequence[Pair], out: Path) -> dict[str, F32]:
+def _run(
+    recipe: Recipe, seeds: Sequence[int], pairs: Sequence[Pair], out: Path, cache: Path
+) -> dict[str, F32]:
     """Train one net per seed on the same data and join them, not yet calibrated."""
     said = list(utterances(recipe.synthetic_seconds, recipe.seed))
     nets = []
     for seed in seeds:
-        trainer = Trainer(replace(recipe, seed=seed), pairs, said, out / f"seed{seed}")
+        trainer = Trainer(replace(recipe, seed=seed), pairs, said, out / f"seed{seed}", cache)
         trainer.train()
         nets.append(trainer.tensors())
         _report(trainer.out, trainer, [])
     return join(nets)
 
 
-def train(recipe: Recipe, pairs: Sequence[Pair], out: Path) -> list[ClipScore]:
-    """A measured run and the final one; returns the measured run's scores on people it never saw."""
+def train(recipe: Recipe, pairs: Sequence[Pair], out: Path, cache: Path) -> list[ClipScore]:
+    """A measured run and the final one; returns the measured run's scores on people it never saw.
+
+    cache: where what is said in the clips and the synthetic speech is kept.
+    """
     name = weights_file(recipe.look_ahead_ms)
     first, *others = range(recipe.seed, recipe.seed + MEMBERS + 1)
     print(f"measured run, without {' '.join(HELD_OUT)}", flush=True)
     without = replace(recipe, held_out=HELD_OUT)
     # The two runs differ in their data and in one of the starts.
-    measured = _run(without, [first, *others[1:]], pairs, out / "measured")
+    measured = _run(without, [first, *others[1:]], pairs, out / "measured", cache)
     held_out = [pair for pair in pairs if pair.person in HELD_OUT]
     reference = calibrate(measured, held_out, pairs)
     save_file(reference, str(out / "measured" / name))
@@ -74,7 +79,7 @@ def train(recipe: Recipe, pairs: Sequence[Pair], out: Path) -> list[ClipScore]:
     (out / "scores.md").write_text(table(scores) + "\n", encoding="utf-8")
     print(table(scores), flush=True)
     print("final run, all people", flush=True)
-    final = _run(recipe, others, pairs, out / "final")
+    final = _run(recipe, others, pairs, out / "final", cache)
     unseen = list(utterances(_UNSEEN_SECONDS, recipe.seed + 1000))
     save_file(calibrate_like(final, [reference], unseen), str(out / name))
     return scores
@@ -83,7 +88,9 @@ def train(recipe: Recipe, pairs: Sequence[Pair], out: Path) -> list[ClipScore]:
 def main() -> None:
     parser = TrainingParser(__doc__)
     parser.add_argument("--clips", type=Path, required=True, help="folder with clips.csv and train/")
-    parser.add_argument("--cache", type=Path, required=True, help="folder that keeps the tracked landmarks")
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="folder that keeps the tracked landmarks and what is heard"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, checkpoints and reports")
     parser.add_argument("--steps", type=int, default=Recipe().steps)
     parser.add_argument("--seed", type=int, default=Recipe().seed)
@@ -106,7 +113,7 @@ def main() -> None:
     print(f"{len(pairs)} clips, {sum(map(seconds_of, pairs)):.0f} s of speech with lips", flush=True)
     recipe = replace(Recipe(), seed=options.seed, steps=options.steps, look_ahead_ms=options.look_ahead_ms)
     try:
-        train(recipe, pairs, options.out)
+        train(recipe, pairs, options.out, options.cache)
     except OtherRunError as error:
         parser.refuse(error)
     print(f"wrote {options.out / weights_file(recipe.look_ahead_ms)}")

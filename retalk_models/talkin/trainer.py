@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from retalk_models.engine import VOICE_RATE
 from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, POINTS, mirror_index
-from retalk_models.phones import RunningMean, batch_scores, step_powers
+from retalk_models.hearing import HearingStream
 from retalk_models.picture import F32
 from retalk_models.speech import LevelTracker, features
 from retalk_models.talkin.basis import ExpressionBasis
-from retalk_models.talkin.batches import Bank, Sampler, real_banks, synthetic_banks
+from retalk_models.talkin.batches import Bank, Sampler, powers, real_banks, synthetic_banks
+from retalk_models.talkin.fits import gist, linear
 from retalk_models.talkin.net import LOOK_AHEADS_MS, SpeechToExpression, delay_of, step_position
 from retalk_models.talkin.pairs import Pair
-from retalk_models.talkin.recurrent import RecurrentNet
+from retalk_models.talkin.recurrent import SAID, RecurrentNet
 from retalk_models.talkin.scores import correlation, run
 from retalk_models.talkin.synthetic import Utterance
 
@@ -32,6 +33,9 @@ GATE_POINTS = (0.4, 0.8, 0.2, 0.5)
 CHECKPOINT_EVERY = 100
 """Steps between checkpoints."""
 
+LINEAR_SHARE = 0.5
+"""What the linear member counts beside the nets."""
+
 MOST_GAIN = 1.6
 """Coefficients that can hardly be heard are not widened into noise."""
 
@@ -41,17 +45,18 @@ class Recipe:
     """Everything that decides the result, besides the clips."""
 
     seed: int = 0
-    listening: int = 300
+    listening: int = 250
     """Steps on synthetic speech alone, before any lips: timing and closures come from there."""
-    steps: int = 250
-    """Steps on real and synthetic windows after that."""
+    steps: int = 100
+    """Steps on real and synthetic windows after that; beyond, the nets learn these five minutes by heart."""
     real: int = 18
     synthetic: int = 6
     synthetic_seconds: float = 1500.0
-    rate: float = 2e-3
+    listening_rate: float = 2e-3
+    rate: float = 7e-4
     decay: float = 0.05
     hidden: int = 128
-    dropout: float = 0.35
+    dropout: float = 0.5
     unlikeness: float = 1.0
     """Weight of 1 - r per window beside the distance."""
     held_out: tuple[str, ...] = field(default=())
@@ -76,6 +81,8 @@ def _statistics(banks: list[Bank]) -> tuple[F32, F32]:
     means, squares = [], []
     for bank in banks:
         rows = bank.targets[(bank.targets[:, -1] > 0.5) & (bank.targets[:, -2] > 0.5)][:, :-3]
+        if not len(rows):
+            continue  # a take with nothing but a pause in it
         means.append(rows.mean(0))
         squares.append((rows**2).mean(0))
     mean = np.mean(means, axis=0)
@@ -130,11 +137,13 @@ class Objective:
         return 0.5 * fault + self._gates(gates, targets, 0.6, 0.3)
 
 
-def export(net: RecurrentNet, mean: F32, spread: F32, delay: int) -> dict[str, F32]:
-    """The tensors that `net.SpeechToExpression` takes."""
+def export(net: RecurrentNet, mean: F32, spread: F32, delay: int, member: tuple[F32, F32]) -> dict[str, F32]:
+    """The tensors that `net.SpeechToExpression` takes. member: weight and bias of the linear one."""
     kept = {k: v.numpy().astype(np.float32) for k, v in net.state_dict().items() if "synthetic" not in k}
     kept["mean"], kept["spread"] = mean, spread
     kept["gate_points"] = np.array(GATE_POINTS, np.float32)
+    kept["linear_weight"], kept["linear_bias"] = member
+    kept["linear_share"] = np.array([LINEAR_SHARE], np.float32)
     kept["delay"] = np.array([delay], np.float32)
     return kept
 
@@ -210,24 +219,34 @@ class Trainer:
         pairs: Sequence[Pair],
         said: Sequence[Utterance],
         out: Path,
+        cache: Path | None = None,
     ) -> None:
-        """Raises OtherRunError where `out` has the checkpoint of another look-ahead."""
+        """cache: where what is said in the clips and the synthetic speech is kept between runs.
+
+        Raises OtherRunError where `out` has the checkpoint of another look-ahead.
+        """
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self.out = out
         basis = ExpressionBasis.load()
         self.pairs = pairs
         self.delay = delay_of(recipe.look_ahead_ms)
-        banks = real_banks([pair for pair in pairs if pair.person not in recipe.held_out], self.delay)
-        made = synthetic_banks(said, self.delay)
+        banks = real_banks(
+            [pair for pair in pairs if pair.person not in recipe.held_out], self.delay, cache=cache
+        )
+        made = synthetic_banks(said, self.delay, cache)
         if not made:
             recipe = replace(recipe, listening=0, synthetic=0)
         self.recipe = recipe
         self.mean, self.spread = _statistics(banks)
-        self.sampler = Sampler(banks, made, mirror_matrix(basis), recipe.seed, self.delay)
+        self.sampler = Sampler(banks, made, mirror_matrix(basis), recipe.seed)
         self.objective = Objective(self.mean, self.spread, lip_effect(basis), recipe.unlikeness)
         self.jaw = basis.vectors[:, 152, 1]
         self.net = RecurrentNet(basis.size, recipe.hidden, recipe.dropout)
+        weight, bias = gist(banks, SAID)
+        self.net.gist_weight.copy_(torch.from_numpy(weight))
+        self.net.gist_bias.copy_(torch.from_numpy(bias))
+        self.linear = linear(banks, self.mean, self.spread)
         self.optimiser = self._optimiser()
         self.average = {k: v.clone() for k, v in self.net.state_dict().items()}
         self.step, self.losses = 0, list[float]()
@@ -240,6 +259,10 @@ class Trainer:
                     f"{self.checkpoint} is of a net that hears {heard_ms} ms ahead, not "
                     f"{recipe.look_ahead_ms}; give --out another folder, or delete it"
                 )
+            if kept["net"].keys() != self.net.state_dict().keys():
+                raise OtherRunError(
+                    f"{self.checkpoint} is of another kind of net; give --out another folder, or delete it"
+                )
             self.net.load_state_dict(kept["net"])
             self.optimiser.load_state_dict(kept["optimiser"])
             self.average, self.step, self.losses = kept["average"], kept["step"], kept["losses"]
@@ -251,11 +274,10 @@ class Trainer:
         net.load_state_dict(self.average)
         results = []
         for pair in self.held_out:
-            power = step_powers(pair.sound)
-            heard = features(power, LevelTracker())
-            phones = batch_scores(power[None], [RunningMean()])
+            heard = features(powers(pair.sound), LevelTracker())
+            said = HearingStream().push(pair.sound)[: len(heard) // 4]
             with torch.no_grad():
-                value = net(torch.from_numpy(heard[None]), torch.from_numpy(phones))[0][0].numpy()
+                value = net(torch.from_numpy(heard[None]), torch.from_numpy(said[None]))[0][0].numpy()
             value = value * self.spread + self.mean
             seconds = np.array([step_position(0, j, self.delay) for j in range(len(value))]) / VOICE_RATE
             inside = (seconds > max(0.0, pair.times[0])) & (seconds < pair.times[-1])
@@ -302,7 +324,7 @@ class Trainer:
             done, all_steps = (
                 (self.step, recipe.listening) if listening else (self.step - recipe.listening, recipe.steps)
             )
-            rate = recipe.rate * min(1.0, (done + 1) / 50)
+            rate = (recipe.listening_rate if listening else recipe.rate) * min(1.0, (done + 1) / 50)
             rate *= 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done / all_steps))
             for group in self.optimiser.param_groups:
                 group["lr"] = float(rate)
@@ -333,8 +355,8 @@ class Trainer:
         recipe = self.recipe
         made = recipe.synthetic if real else recipe.real + recipe.synthetic
         batch = self.sampler.batch(self.step, real, made)
-        heard, phones, seen, curves_true = (torch.from_numpy(x) for x in batch)
-        value, gates, curves = self.net(heard, phones)
+        heard, said, seen, curves_true = (torch.from_numpy(x) for x in batch)
+        value, gates, curves = self.net(heard, said)
         loss = torch.zeros(())
         if real:
             loss = self.objective.real(value[:real], gates[:real], seen)
@@ -346,7 +368,7 @@ class Trainer:
         """The averaged net, not yet calibrated."""
         net = RecurrentNet(len(self.mean), self.recipe.hidden)
         net.load_state_dict(self.average)
-        return export(net, self.mean, self.spread, self.delay)
+        return export(net, self.mean, self.spread, self.delay, self.linear)
 
     @property
     def held_out(self) -> list[Pair]:

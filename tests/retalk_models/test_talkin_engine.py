@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -39,6 +40,58 @@ def test_the_dubbed_mouth_follows_the_voice() -> None:
     assert np.corrcoef(seen, WAVE[8:60])[0, 1] > 0.9
     assert seen.min() < 0.03
     assert seen.max() > 0.055
+
+
+def test_the_voice_is_heard_while_the_face_is_tracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, seen = session(WAVE), threading.Event()
+    push, look = engine._stream.push, engine._watch.look
+
+    def hear(pcm: F32) -> None:
+        assert seen.wait(20), "tracking waits for hearing"
+        push(pcm)
+
+    def track(picture: Picture, elapsed_s: float) -> Sighting:
+        seen.set()
+        return look(picture, elapsed_s)
+
+    monkeypatch.setattr(engine._stream, "push", hear)
+    monkeypatch.setattr(engine._watch, "look", track)
+    assert len(dub(engine, frames(swaying(1)))) == 1
+    engine.close()
+
+
+def test_a_window_that_fails_in_tracking_ends_after_its_hearing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, seen, done = session(WAVE), threading.Event(), threading.Event()
+
+    def hear(pcm: F32) -> None:
+        assert seen.wait(20)
+        done.set()
+
+    def track(picture: Picture, elapsed_s: float) -> Sighting:
+        seen.set()
+        raise RuntimeError("blind")
+
+    monkeypatch.setattr(engine._stream, "push", hear)
+    monkeypatch.setattr(engine._watch, "look", track)
+    with pytest.raises(RuntimeError, match="blind"):
+        dub(engine, frames(swaying(1)))
+    assert done.is_set()
+    engine.close()
+    engine.close()
+    assert not any(thread.name.startswith("talkin-hearing") for thread in threading.enumerate())
+
+
+def test_a_fault_in_hearing_is_the_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = session(WAVE)
+
+    def deaf(pcm: F32) -> None:
+        raise RuntimeError("deaf")
+
+    monkeypatch.setattr(engine._stream, "push", deaf)
+    for rung in (Rung.FULL, Rung.PASS_THROUGH):
+        with pytest.raises(RuntimeError, match="deaf"):
+            dub(engine, frames(swaying(1)), rung=rung)
+    engine.close()
 
 
 @pytest.mark.parametrize(("asked", "heard_ms"), [(None, 120), (120, 120), (80, 80)])
@@ -246,7 +299,7 @@ def test_the_bundled_weights_load_and_are_hashed() -> None:
         "talkin_basis.safetensors",
         "talkin_expression.safetensors",
         "talkin_renderer.safetensors",
-        "pocketsphinx/en-us",
+        "moonshine-voice/tiny-en",
     }
     assert all(len(digest) == 64 for digest in engine.weights.values())
 

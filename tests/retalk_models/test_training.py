@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from retalk_models.phones import acoustic_model
+from retalk_models.hearing import FRAMES as SAID_FRAMES
+from retalk_models.hearing import WIDTH
 from retalk_models.picture import F32
-from retalk_models.talkin import augment, train_basis, train_expression, train_renderer, trainer
+from retalk_models.talkin import (
+    batches,
+    fits,
+    train_basis,
+    train_expression,
+    train_renderer,
+    trainer,
+)
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.batches import FRAMES, Sampler, real_banks, synthetic_banks
 from retalk_models.talkin.corpus import person_of, read_catalogue
-from retalk_models.talkin.net import LOOK_AHEADS_MS, STEP, SpeechToExpression, delay_of
+from retalk_models.talkin.net import LOOK_AHEADS_MS, STEP, SpeechToExpression, delay_of, step_position
 from retalk_models.talkin.pairs import Pair
 from retalk_models.talkin.scores import correlation, score, table
 from retalk_models.talkin.synthetic import Phone, Utterance, mouth, utterances
@@ -81,28 +89,93 @@ def test_espeak_gives_sound_with_ordered_phones() -> None:
         assert one.sound.std() > 1e-3
 
 
-def test_time_warp_moves_sound_and_lips_together() -> None:
-    steps = np.arange(400, dtype=np.float32)
-    power = np.repeat(np.repeat(steps, 2)[:, None], 4, 1)
-    window = augment.warp_time(power, steps[:, None], 100, 300, np.random.default_rng(0))
-    assert np.abs(window.power[::2, 0] - window.targets[:, 0]).max() < 1.01
-    assert window.targets[0, 0] == 50
+@pytest.mark.parametrize("seed", range(8))
+def test_a_varied_take_stays_within_full_scale_and_in_time(seed: int) -> None:
+    sound = _sound(3.0, 1)
+    rng = np.random.default_rng(seed)
+    varied = batches._take(sound, [_pair("x2", 1.0, 2)], rng)
+    assert len(varied) == len(sound)
+    assert np.abs(varied).max() <= 1
+    assert not np.array_equal(varied, sound)
+    loud, other = ((one[: 300 * 160].reshape(-1, 160) ** 2).mean(1) for one in (sound, varied))
+    lags = range(-10, 11)
+    fits = [correlation(loud[20:-20], np.roll(other, -lag)[20:-20]) for lag in lags]
+    assert abs(lags[int(np.argmax(fits))]) <= 3
+    assert max(fits) > 0.6
 
 
-def test_a_longer_tract_lowers_the_resonances() -> None:
-    power = np.zeros((3, 40), np.float32)
-    power[:, 25] = 1
-    centre = np.arange(40)
-    places = [
-        float(row @ centre / row.sum()) for row in (augment.warp_formants(power, f)[0] for f in (0.87, 1.15))
-    ]
-    assert places[0] > 26.5 > 23.5 > places[1]
-    assert (augment.warp_formants(power, 1.0) == power).all()
+def test_a_pause_is_silent_and_the_mouth_rests_in_it() -> None:
+    pair = _pair("x1", 5.0, 1)
+    (bank,) = real_banks([pair], DELAY, speeds=(1.0,), variations=1)
+    for seed in range(5):
+        quiet, still = batches._pause(pair.sound, bank.targets, DELAY, np.random.default_rng(seed))
+        gone = np.flatnonzero((quiet == 0) & (pair.sound != 0))
+        seconds = gone[[0, -1]] / 16000
+        at = np.array([step_position(0, j, DELAY) for j in range(len(still))]) / 16000
+        resting = (at > seconds[0] + 0.12) & (at < seconds[1] - 0.12)
+        assert np.abs(still[resting, :-3]).max(initial=0) < 1e-6
+        away = (at < seconds[0] - 0.1) | (at > seconds[1] + 0.1)
+        assert np.array_equal(still[away, :-2], bank.targets[away, :-2])
+
+
+def test_takes_differ_and_the_first_is_the_clip_itself() -> None:
+    pairs = [_pair("x1", 3.0, 1), _pair("x2", 3.0, 2)]
+    takes = real_banks(pairs, DELAY, speeds=(1.0,), variations=3)
+    assert [bank.name for bank in takes] == ["x1"] * 3 + ["x2"] * 3
+    assert np.array_equal(takes[0].power, batches.powers(pairs[0].sound))
+    assert not np.array_equal(takes[0].power, takes[1].power)
+    assert all(len(bank.said) == len(bank.power) // 4 for bank in takes)
+    again = real_banks(pairs, DELAY, speeds=(1.0,), variations=3)
+    assert all(np.array_equal(a.said, b.said) for a, b in zip(takes, again, strict=True))
+
+
+def test_what_is_said_is_kept_between_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = _pair("x1", 2.0, 1)
+    (first,) = real_banks([pair], DELAY, speeds=(1.0,), variations=1, cache=tmp_path / "kept")
+
+    def heard_again() -> None:
+        raise AssertionError("it was kept")
+
+    monkeypatch.setattr(batches, "HearingStream", heard_again)
+    (second,) = real_banks([pair], DELAY, speeds=(1.0,), variations=1, cache=tmp_path / "kept")
+    assert np.array_equal(first.said, second.said)
+
+
+def test_the_linear_member_finds_what_one_frame_says() -> None:
+    rng = np.random.default_rng(0)
+    banks = []
+    for name in ("x1", "x2"):
+        said = rng.normal(0, 1, (400, SAID_FRAMES, WIDTH)).astype(np.float16)
+        targets = np.ones((800, 5), np.float32)
+        targets[:, 0] = np.repeat(said[:, -1, 7], 2)
+        targets[1::2, 1] = 3 * said[:, -2, 9]
+        targets[:40] = 100
+        targets[:40, -1] = 0
+        banks.append(batches.Bank(name, name, np.zeros((1600, 40), np.float32), said, targets))
+    mean, spread = np.zeros(2, np.float32), np.array([1.0, 3.0], np.float32)
+    weight, bias = fits.linear(banks, mean, spread)
+    assert weight.shape == (4, SAID_FRAMES * WIDTH)
+    seen = banks[0].said.reshape(400, -1).astype(np.float32)
+    found = (seen @ weight.T + bias).reshape(800, 2)
+    assert correlation(found[40:, 0], banks[0].targets[40:, 0]) > 0.6
+    assert correlation(found[41::2, 1], banks[0].targets[41::2, 1]) > 0.6
+    strongest = np.abs(weight[0]).argmax()
+    assert strongest == (SAID_FRAMES - 1) * WIDTH + 7
+
+
+def test_components_are_of_mean_zero_and_spread_one() -> None:
+    (bank,) = real_banks([_pair("x1", 5.0, 1)], DELAY, speeds=(1.0,), variations=1)
+    weight, bias = fits.gist([bank], 20)
+    found = bank.said[:, SAID_FRAMES // 2].astype(np.float32) @ weight.T + bias
+    assert weight.shape == (20, WIDTH)
+    assert np.abs(found.mean(0)).max() < 0.05
+    assert (found**2).mean() == pytest.approx(1.0, rel=0.1)
+    assert np.abs(np.corrcoef(found.T) - np.eye(20)).max() < 0.1
 
 
 def test_targets_carry_the_nets_delay_and_the_speed() -> None:
     pair = _pair("x1", 5.0, 1)
-    slow, plain = real_banks([pair], DELAY, speeds=(0.84, 1.0))
+    slow, plain = real_banks([pair], DELAY, speeds=(0.84, 1.0), variations=1)
     assert len(slow.power) > 1.15 * len(plain.power)
     loud = plain.power.mean(1)
     opening = plain.targets[:, 0]
@@ -115,7 +188,9 @@ def test_targets_carry_the_nets_delay_and_the_speed() -> None:
 
 def test_a_net_that_hears_less_ahead_speaks_of_later_lips() -> None:
     pair = _pair("x1", 5.0, 1)
-    (usual,), (sooner,) = (real_banks([pair], delay, speeds=(1.0,)) for delay in (DELAY, delay_of(80)))
+    (usual,), (sooner,) = (
+        real_banks([pair], delay, speeds=(1.0,), variations=1) for delay in (DELAY, delay_of(80))
+    )
     steps = (DELAY - delay_of(80)) // STEP
     assert steps == 2
     assert np.abs(usual.targets[20 + steps : 200, 0] - sooner.targets[20 : 200 - steps, 0]).max() < 1e-6
@@ -128,14 +203,25 @@ def test_the_checkpoint_of_another_look_ahead_is_not_gone_on_from(tmp_path: Path
         Trainer(Recipe(listening=0, steps=1, real=2, hidden=16, look_ahead_ms=80), pairs, [], tmp_path)
 
 
+def test_the_checkpoint_of_another_net_is_named(tmp_path: Path) -> None:
+    pairs, recipe = [_pair("x1", 3.0, 1)], Recipe(listening=0, steps=1, real=2, hidden=16)
+    run = Trainer(recipe, pairs, [], tmp_path)
+    run.train()
+    kept = torch.load(run.checkpoint, weights_only=True)
+    kept["net"]["phones.weight"] = kept["net"].pop("said.weight")
+    torch.save(kept, run.checkpoint)
+    with pytest.raises(ValueError, match="another kind of net; give --out another folder"):
+        Trainer(recipe, pairs, [], tmp_path)
+
+
 def test_batches_repeat_and_have_the_documented_shapes() -> None:
     real = real_banks([_pair("x1", 5.0, 1), _pair("x2", 3.0, 2)], DELAY, speeds=(1.0,))
-    sampler = Sampler(real, synthetic_banks([_spoken()], DELAY), mirror_matrix(BASIS), 7, DELAY)
+    sampler = Sampler(real, synthetic_banks([_spoken()], DELAY), mirror_matrix(BASIS), 7)
     first, second = sampler.batch(3, 4, 2), sampler.batch(3, 4, 2)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert not np.array_equal(first[0], sampler.batch(4, 4, 2)[0])
     assert first[0].shape == (6, FRAMES, 41)
-    assert first[1].shape == (6, FRAMES // 2, acoustic_model().width)
+    assert first[1].shape == (6, FRAMES // 4, SAID_FRAMES, WIDTH)
     assert first[2].shape == (4, FRAMES // 2, BASIS.size + 3)
     assert np.isfinite(first[0]).all()
     assert np.isfinite(first[1]).all()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retalk_models import checkpoints, phones
+from retalk_models import checkpoints, hearing
 from server import doctor
 from server.doctor import Verdict
 
@@ -47,14 +47,14 @@ def test_the_face_tracker_and_voice_activity_really_run() -> None:
     assert doctor.check_voice_activity().verdict is Verdict.OK
 
 
-def test_phones_are_checked_and_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.check_phones().verdict is Verdict.OK
+def test_hearing_is_checked_and_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_hearing().verdict is Verdict.OK
 
-    def missing() -> phones.AcousticModel:
-        raise phones.AcousticModelError("the package pocketsphinx is not installed")
+    def missing() -> hearing.SpeechEncoder:
+        raise hearing.SpeechEncoderError("the package moonshine-voice is not installed")
 
-    monkeypatch.setattr(phones, "acoustic_model", missing)
-    finding = doctor.check_phones()
+    monkeypatch.setattr(hearing, "speech_encoder", missing)
+    finding = doctor.check_hearing()
     assert finding.verdict is Verdict.BROKEN
     assert "pip install" in finding.remedy
 
