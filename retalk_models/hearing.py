@@ -103,10 +103,10 @@ class _Product:
         scales = self.weights.abs().amax(1).double() / 127
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         with catch_warnings():
-            # Announced to go in some later release; torch is pinned where that would be noticed first.
+            # It warns that a later torch will have these elsewhere; constraints.txt pins one that has them.
             simplefilter("ignore", UserWarning)
-            eighths = torch.quantize_per_channel(self.weights, scales, zeros, 0, torch.qint8)
-        self._packed = torch.ops.quantized.linear_prepack(eighths, bias)
+            rounded = torch.quantize_per_channel(self.weights, scales, zeros, 0, torch.qint8)
+        self._packed = torch.ops.quantized.linear_prepack(rounded, bias)
 
     def __call__(self, values: Tensor) -> Tensor:
         out: Tensor = torch.ops.quantized.linear_dynamic(values.contiguous(), self._packed, False)

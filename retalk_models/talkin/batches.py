@@ -104,22 +104,25 @@ def powers(sound: F32) -> F32:
     return power[: len(power) // _RUN_FRAMES * _RUN_FRAMES]
 
 
-def _said(sound: F32, runs: int, cache: Path | None) -> F16:
-    """(runs, FRAMES, WIDTH) what is said in a sound; kept in a folder, keyed by the sound, if any."""
-    digest = sha256(sound.tobytes() + speech_encoder().digest.encode() + HEARING_FORM.encode()).hexdigest()[
-        :16
-    ]
-    kept = None if cache is None else cache / f"said-{digest}.npy"
+def _heard(sound: F32, cache: Path | None) -> tuple[F32, F16]:
+    """(frames, bands) mel powers and (frames / 4, FRAMES of hearing, WIDTH) what is said, of whole runs.
+
+    cache: a folder that keeps what is said, keyed by the sound and by what hears it.
+    """
+    power = powers(sound)
+    runs = len(power) // _RUN_FRAMES
+    key = sha256(sound.tobytes() + speech_encoder().digest.encode() + HEARING_FORM.encode())
+    kept = None if cache is None else cache / f"said-{key.hexdigest()[:16]}.npy"
     if kept is not None and kept.is_file():
         known: F16 = np.load(kept)
-        return known[:runs]
+        return power, known[:runs]
     found = HearingStream().push(sound).astype(np.float16)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_suffix(f".{getpid()}.part.npy")
         np.save(part, found)
         part.replace(kept)
-    return found[:runs]
+    return power, found[:runs]
 
 
 def _take(sound: F32, others: Sequence[Pair], rng: np.random.Generator) -> F32:
@@ -179,9 +182,7 @@ def real_banks(
                 if take:
                     others = [other for other in pairs if other.person != pair.person] or pairs
                     varied = _take(varied, others, rng)
-                power = powers(varied)
-                said = _said(varied, len(power) // _RUN_FRAMES, cache)
-                banks.append(Bank(pair.name, pair.person, power, said, wanted))
+                banks.append(Bank(pair.name, pair.person, *_heard(varied, cache), wanted))
     return banks
 
 
@@ -191,7 +192,7 @@ def synthetic_banks(said: Sequence[Utterance], delay: int, cache: Path | None = 
     lead = np.zeros(VOICE_RATE // 5, np.float32)
     for index, one in enumerate(said):
         sound = np.concatenate([lead, one.sound, lead, lead])
-        power = powers(sound)
+        power, heard = _heard(sound, cache)
         curves, closed, speaking = mouth(one, len(one.sound) / VOICE_RATE + 0.6)
         rows = np.concatenate([curves, closed[:, None], speaking[:, None]], 1)
         seconds = np.array([step_position(0, j, delay) for j in range(len(power) // 2)]) / VOICE_RATE
@@ -201,7 +202,6 @@ def synthetic_banks(said: Sequence[Utterance], delay: int, cache: Path | None = 
         targets[:, -1] = _with_tail(targets[:, -1], _UTTERANCE_TAIL // 2)
         valid = np.ones((len(targets), 1), np.float32)
         rows = np.concatenate([targets, valid], 1)
-        heard = _said(sound, len(power) // _RUN_FRAMES, cache)
         banks.append(Bank(f"{one.language}-{index}", one.language, power, heard, rows))
     return banks
 

@@ -12,7 +12,7 @@ from retalk_models.talkin.batches import Bank
 from retalk_models.talkin.net import STEPS_PER_RUN
 
 _RIDGE = 1.3
-"""Of the linear member, per sample of a clip as it is; every take counts."""
+"""Price of the linear member's weights per sample; the samples of every take and speed count."""
 
 
 def linear(banks: Sequence[Bank], mean: F32, spread: F32) -> tuple[F32, F32]:

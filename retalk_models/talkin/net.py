@@ -39,6 +39,7 @@ _HEARD_FRAMES = 5
 """Feature frames that the nets see at once."""
 
 STEPS_PER_RUN = RUN // STEP
+"""Steps that take what is said from one run of the hearing."""
 
 HISTORY_STEPS = 250
 """Steps kept for `at`: 5 s."""
@@ -116,7 +117,7 @@ class _Nets:
 class _Weights:
     """The nets, whose outputs are averaged, what turns that into coefficients, and their delay in samples.
 
-    gist: (width, n) and gist_bias: principal components of a frame of what is said, all nets' own.
+    gist: (width, n) and gist_bias: principal components of a frame of what is said, the same for all.
     linear: (frames * width, steps * K) and linear_bias: what a run alone tells of its steps' coefficients,
     normalised. share: what it counts beside the nets.
     """

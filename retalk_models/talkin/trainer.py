@@ -20,7 +20,13 @@ from retalk_models.speech import LevelTracker, features
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.batches import Bank, Sampler, powers, real_banks, synthetic_banks
 from retalk_models.talkin.fits import gist, linear
-from retalk_models.talkin.net import LOOK_AHEADS_MS, SpeechToExpression, delay_of, step_position
+from retalk_models.talkin.net import (
+    LOOK_AHEADS_MS,
+    STEPS_PER_RUN,
+    SpeechToExpression,
+    delay_of,
+    step_position,
+)
 from retalk_models.talkin.pairs import Pair
 from retalk_models.talkin.recurrent import SAID, RecurrentNet
 from retalk_models.talkin.scores import correlation, run
@@ -90,7 +96,7 @@ def _statistics(banks: list[Bank]) -> tuple[F32, F32]:
 
 
 class OtherRunError(ValueError):
-    """A folder holds the checkpoint of another look-ahead; the message names both."""
+    """A folder holds the checkpoint of another look-ahead or kind of net; the message names it."""
 
 
 class Objective:
@@ -223,7 +229,7 @@ class Trainer:
     ) -> None:
         """cache: where what is said in the clips and the synthetic speech is kept between runs.
 
-        Raises OtherRunError where `out` has the checkpoint of another look-ahead.
+        Raises OtherRunError where `out` has the checkpoint of another look-ahead or kind of net.
         """
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
@@ -275,7 +281,7 @@ class Trainer:
         results = []
         for pair in self.held_out:
             heard = features(powers(pair.sound), LevelTracker())
-            said = HearingStream().push(pair.sound)[: len(heard) // 4]
+            said = HearingStream().push(pair.sound)[: len(heard) // (2 * STEPS_PER_RUN)]
             with torch.no_grad():
                 value = net(torch.from_numpy(heard[None]), torch.from_numpy(said[None]))[0][0].numpy()
             value = value * self.spread + self.mean
