@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from retalk_models.face.geometry import CHIN, INNER_LIPS, OUTER_LIPS, POINTS
+from retalk_models.face.geometry import INNER_LIPS, LIP_BODIES, OUTER_LIPS, POINTS, lower_face_weights
 from retalk_models.picture import F32, U8, Box, Picture
 
 _SEARCH_SIDE = 640
@@ -286,10 +286,9 @@ class ShapeFilter:
     """
 
     def __init__(self) -> None:
-        cutoff = np.full((POINTS, 1), 1.5, np.float32)
-        beta = np.full((POINTS, 1), 6.0, np.float32)
-        lips = [*OUTER_LIPS, *INNER_LIPS]
-        cutoff[list(CHIN)], beta[list(CHIN)] = 5.0, 80.0
+        speech = lower_face_weights()[:, None]
+        cutoff, beta = 1.5 + 3.5 * speech, 6.0 + 74.0 * speech
+        lips = [*OUTER_LIPS, *LIP_BODIES, *INNER_LIPS]
         cutoff[lips], beta[lips] = 8.0, 160.0
         self._filter = OneEuro(cutoff, beta, speed_cutoff=10.0)
 

@@ -331,7 +331,8 @@ class TalkinSession:
         if face is None or light is None or neutral is None:
             return None
         if sighting.tracked:
-            self._references.observe(frame.picture, face, teeth_plane(face, neutral), light, elapsed_s)
+            plane = teeth_plane(face, neutral)
+            self._references.observe(frame.picture, face, neutral, plane, light, elapsed_s)
             if self._enhancement is not None:
                 self._enhancement.observe(frame.picture, face, neutral, elapsed_s)
         if strength < _VISIBLE:

@@ -16,8 +16,15 @@ from retalk_models.talkin.cavity import draw_cavity
 from retalk_models.talkin.choice import SHUT, ReferenceChoice
 from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, cut_texture
 
+_LEFT, _RIGHT = 78, 308
+"""The inner lips' corners in the picture."""
+
 _OPEN_ENOUGH = 0.045
 """Aperture (canonical units) from which a frame may serve as a reference."""
+
+_PUCKERED = 0.8
+"""A mouth narrower than this share of the same mouth at rest is no reference: between its corners lies lip,
+as they are tracked. (Of the open mouths in the training clips one in twenty is as narrow.)"""
 
 _GOOD_ENOUGH = 0.58
 """A reference of lower quality looks worse than a drawn mouth."""
@@ -67,12 +74,23 @@ class MouthReferences:
         return self._cache.take_use()
 
     def observe(
-        self, picture: Picture, face: ObservedFace, plane: TeethPlane, light: F32, elapsed_s: float
+        self,
+        picture: Picture,
+        face: ObservedFace,
+        neutral: F32,
+        plane: TeethPlane,
+        light: F32,
+        elapsed_s: float,
     ) -> None:
-        """Keep this frame's mouth if it is a good one."""
-        centre = face.points[[13, 14, 78, 308], :2].mean(axis=0)
+        """Keep this frame's mouth if it is a good one.
+
+        neutral: (478, 3) the person's canonical shape with lips at rest.
+        """
+        centre = face.points[[13, 14, _LEFT, _RIGHT], :2].mean(axis=0)
         last, self._last = self._last, (centre, face.opening)
         if face.opening < _OPEN_ENOUGH or abs(face.pose.yaw) > 0.6 or abs(face.pose.pitch) > 0.5:
+            return
+        if _width(face.shape) < _PUCKERED * _width(neutral):
             return
         motion = 0.0
         if last is not None and elapsed_s > 0:
@@ -155,6 +173,10 @@ def texture_look(texture: MouthTexture) -> F32:
     seen = cv2.remap(texture.y, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     skin = max(24.0, float(texture.light[0]) - 16)
     return np.asarray((seen.astype(np.float32).reshape(-1) - 16) / skin, np.float32)
+
+
+def _width(shape: F32) -> float:
+    return float(shape[_RIGHT, 0] - shape[_LEFT, 0])
 
 
 def _openness(opening: float) -> float:

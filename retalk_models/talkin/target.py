@@ -18,6 +18,7 @@ from retalk_models.face.geometry import (
     from_canonical,
     lower_face_weights,
     to_canonical,
+    unfolded,
 )
 from retalk_models.face.tracker import ShapeFilter
 from retalk_models.picture import F32
@@ -145,7 +146,8 @@ class TargetGeometry:
         rest = (offsets - self._basis.apply(own))[list(OUTER_LIPS)].mean(axis=0)
         self._settle = self._settle + _blend(elapsed_s, _SETTLE_S) * (rest - self._settle)
         self._range.update(float(own[0]))
-        return ObservedFace(from_canonical(shape, pose), pose, shape, max(0.0, aperture(shape)))
+        flat = unfolded(shape)
+        return ObservedFace(from_canonical(flat, pose), pose, flat, max(0.0, aperture(shape)))
 
     def bounded(self, expression: F32) -> F32:
         """(K,) coefficients of a voice, kept plausible for this person."""
@@ -160,7 +162,7 @@ class TargetGeometry:
         voice's.
         """
         neutral = self._neutral if self._neutral is not None else face.shape
-        spoken = neutral + self._basis.apply(pressed(expression)) + self._settle
+        spoken = unfolded(neutral + self._basis.apply(pressed(expression)) + self._settle)
         change = strength * self._weights * (spoken - face.shape)
         moved = face.points + face.pose.scale * change @ face.pose.rotation.T
         opening = max(0.0, aperture(face.shape + change))

@@ -144,6 +144,19 @@ def test_open_mouths_with_depth_are_better_references() -> None:
     assert texture_quality(reference(0.14), 0.14) > texture_quality(reference(0.05), 0.05)
 
 
+def test_a_puckered_mouth_is_no_reference() -> None:
+    """Bug: the round hole of a mouth that said oh, lips and all, was put into wide ones."""
+    from retalk_models.face.geometry import ObservedFace
+
+    picture, face = mouth_picture(0.14)
+    for width, count in ((0.6, 0), (1.0, 1)):
+        references, shape = MouthReferences(), template().copy()
+        shape[[78, 308], 0] *= np.float32(width)
+        references.observe(picture, ObservedFace(face, AT, shape, 0.14), template(), PLANE, LIGHT, 0.04)
+        references.observe(picture, ObservedFace(face, AT, shape, 0.14), template(), PLANE, LIGHT, 0.04)
+        assert references.count == count
+
+
 def test_without_a_reference_the_mouth_is_drawn_and_the_change_to_a_real_one_crosses_over() -> None:
     from retalk_models.face.geometry import ObservedFace
 
@@ -157,7 +170,7 @@ def test_without_a_reference_the_mouth_is_drawn_and_the_change_to_a_real_one_cro
     assert len(first) == 1
     picture, face = mouth_picture(0.14)
     for _ in range(3):
-        references.observe(picture, ObservedFace(face, AT, template(), 0.14), PLANE, LIGHT, 0.04)
+        references.observe(picture, ObservedFace(face, AT, template(), 0.14), template(), PLANE, LIGHT, 0.04)
     assert references.count == 1
     # Not while the mouth is open and seen, but when it shuts.
     assert choose(0.1)[0][0] is first[0][0]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from retalk_models.face.geometry import POINTS, fit_pose, template
+from retalk_models.face.geometry import INNER_LIPS, LIP_BODIES, OUTER_LIPS, POINTS, fit_pose, template
 from retalk_models.face.tracker import FaceTracker, OneEuro, ShapeFilter, landmark_places, shrink
 from retalk_models.picture import U8, Box, Picture
 from tests.retalk_models.faces import noise, portrait
@@ -119,6 +119,19 @@ def test_lips_in_the_filtered_shape_trail_by_less_than_a_tenth() -> None:
     moved[14, 1] += 0.08
     out = steady(moved, 0.04)
     assert out[14, 1] - template()[14, 1] > 0.9 * 0.08
+
+
+def test_what_lies_on_the_lips_keeps_up_with_their_outlines() -> None:
+    """Bug: the points between a lip's outlines were steadied as cheeks are, and trailed it by a third of its
+    height: its flesh was drawn from where the lip had been."""
+    steady, shape, lips = ShapeFilter(), template().copy(), [*OUTER_LIPS, *LIP_BODIES, *INNER_LIPS]
+    for number in range(60):
+        moved = template().copy()
+        moved[lips, 1] += np.float32(0.05 * np.sin(2 * np.pi * 4 * number / 25))
+        shape = steady(moved, 0.04)
+    away = shape[:, 1] - moved[:, 1]
+    assert np.ptp(away[lips]) < 1e-6
+    assert np.abs(away[lips]).max() < 0.005
 
 
 def test_the_portraits_pose_is_nearly_frontal(tracker: FaceTracker) -> None:
