@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
+from math import exp
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,11 @@ STEPS_PER_RUN = RUN // STEP
 
 HISTORY_STEPS = 250
 """Steps kept for `at`: 5 s."""
+
+_SNAP, _SNAP_RATE = 0.4, 1 - exp(-0.02 / 0.06)
+"""By how much of its way from its own running mean the opening is carried on, and how much of each step that
+mean takes in (60 ms). Regression smooths what lips do, most of all what they do fastest: shut for p, b and
+m."""
 
 
 def weights_file(look_ahead_ms: int) -> str:
@@ -285,6 +291,7 @@ class ExpressionStream:
         # Of each run that steps are still to be computed of: what the nets and the linear member make of it.
         self._said: deque[tuple[F32, F32]] = deque()
         self._mind = _Mind(weights.nets)
+        self._usual: float | None = None
         self._odd = False
         self._positions: deque[int] = deque(maxlen=HISTORY_STEPS)
         self._values: deque[tuple[F32, float, float]] = deque(maxlen=HISTORY_STEPS)
@@ -326,11 +333,17 @@ class ExpressionStream:
             self._said.popleft()
         values = said.sum(0) / len(said)
         values = values + np.float32(weights.share) * (linear[later] - values)
-        values = values * weights.spread + weights.mean
+        values = self._snapped(values * weights.spread + weights.mean)
         gates = gated.sum(0) / len(gated)
         self._positions.append(step_position(self._start, self._steps, weights.delay))
         self._values.append((values.astype(np.float32), float(gates[0]), float(gates[1])))
         self._steps += 1
+
+    def _snapped(self, values: F32) -> F32:
+        opening = float(values[0])
+        self._usual = opening if self._usual is None else self._usual + _SNAP_RATE * (opening - self._usual)
+        values[0] += _SNAP * (opening - self._usual)
+        return values
 
     def at(self, position: int) -> Expression:
         """The expression at a sample position; interpolates between steps.

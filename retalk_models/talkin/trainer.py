@@ -32,15 +32,20 @@ from retalk_models.talkin.recurrent import SAID, RecurrentNet
 from retalk_models.talkin.scores import correlation, run
 from retalk_models.talkin.synthetic import Utterance
 
-GATE_POINTS = (0.4, 0.8, 0.2, 0.5)
+GATE_POINTS = (0.3, 0.6, 0.2, 0.5)
 """Where the closure gate starts and ends to shut, and the speaking gate starts and ends to let through."""
 
 
 CHECKPOINT_EVERY = 100
 """Steps between checkpoints."""
 
-LINEAR_SHARE = 0.5
+LINEAR_SHARE = 0.6
 """What the linear member counts beside the nets."""
+
+SHUT_AT = 0.02
+"""The opening (canonical units) that nets say of lips which are rather shut. Regression tells the mean of
+what might be, and a mean of shut and open is never shut: in speech true lips are shut for 23 % of the time,
+those told were for 7 %. Chosen on five folds over all people (the model card has the curve)."""
 
 MOST_GAIN = 1.6
 """Coefficients that can hardly be heard are not widened into noise."""
@@ -120,7 +125,8 @@ class Objective:
         speed, true_speed = value[:, 2:] - value[:, :-2], truth[:, 2:] - truth[:, :-2]
         loss = loss + 0.4 * ((speed - true_speed) ** 2 * self.weight * both).sum() / both.sum()
         loss = loss + self.unlikeness * (self._unlikeness(value, truth, valid) * self.weight).sum()
-        return loss + self._gates(gates, targets, 0.15, 0.3)
+        # The mouth learns from telling shut from open, too: with a fifth of the weight it shuts less often.
+        return loss + self._gates(gates, targets, 0.8, 0.6)
 
     @staticmethod
     def _unlikeness(value: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
@@ -140,7 +146,7 @@ class Objective:
 
     def synthetic(self, curves: Tensor, gates: Tensor, targets: Tensor) -> Tensor:
         fault = ((curves - targets[..., :-3]) ** 2).mean() * 4
-        return 0.5 * fault + self._gates(gates, targets, 0.6, 0.3)
+        return 0.5 * fault + self._gates(gates, targets, 0.2, 0.6)
 
 
 def export(net: RecurrentNet, mean: F32, spread: F32, delay: int, member: tuple[F32, F32]) -> dict[str, F32]:
@@ -161,7 +167,17 @@ def _spreads(net: SpeechToExpression, sound: F32, seconds: NDArray[np.float64]) 
     return values.std(0), values[speaking if speaking.any() else slice(None)].mean(0)
 
 
+def _shutting(tensors: dict[str, F32]) -> dict[str, F32]:
+    lower = dict(tensors)
+    lower["mean"] = tensors["mean"].copy()
+    lower["mean"][0] -= SHUT_AT
+    return lower
+
+
 def _widen(tensors: dict[str, F32], gain: F32, centre: F32) -> dict[str, F32]:
+    """Outputs `gain` times as far from `centre`; the opening, from shut."""
+    centre = centre.copy()
+    centre[0] = 0
     wider = dict(tensors)
     wider["mean"] = (centre + gain * (tensors["mean"] - centre)).astype(np.float32)
     wider["spread"] = (gain * tensors["spread"]).astype(np.float32)
@@ -174,8 +190,10 @@ def calibrate(tensors: dict[str, F32], pairs: Sequence[Pair], population: Sequen
     pairs: clips that the net never saw. population: clips whose truth alone is used; a few people's own
     spread differs from the average person's by more than a quarter either way.
 
-    The opening is matched fully; the other coefficients, harder to hear, up to MOST_GAIN times.
+    The opening is matched fully, from SHUT_AT on; the other coefficients, harder to hear, up to MOST_GAIN
+    times round their mean.
     """
+    tensors = _shutting(tensors)
     total = np.ones(len(tensors["mean"]), np.float32)
     # The root mean square over clips, as spreads of parts add up: rather a little too lively than mumbling.
     goal = np.sqrt(np.mean([pair.expression.var(0) for pair in population], axis=0))
@@ -208,6 +226,7 @@ def calibrate_like(
         ],
         axis=(0, 1),
     )
+    tensors = _shutting(tensors)
     for _ in range(3):
         net = SpeechToExpression(tensors)
         mine = [_spreads(net, one.sound, at) for one, at in zip(said, seconds, strict=True)]

@@ -28,7 +28,7 @@ from retalk_models.talkin.net import LOOK_AHEADS_MS, STEP, SpeechToExpression, d
 from retalk_models.talkin.pairs import Pair
 from retalk_models.talkin.scores import correlation, score, table
 from retalk_models.talkin.synthetic import Phone, Utterance, mouth, utterances
-from retalk_models.talkin.trainer import Recipe, Trainer, calibrate, mirror_matrix
+from retalk_models.talkin.trainer import SHUT_AT, Recipe, Trainer, calibrate, mirror_matrix
 
 BASIS = ExpressionBasis.load()
 DELAY = delay_of(LOOK_AHEADS_MS[0])
@@ -280,6 +280,18 @@ def test_a_short_run_learns_and_its_spread_is_matched(tmp_path: Path) -> None:
     assert 0.8 < found.spread < 1.25
     assert abs(found.best_lag_ms) <= 60
     assert "| x3 |" in table([found])
+
+
+def test_calibration_shuts_lips_that_are_told_nearly_shut(tmp_path: Path) -> None:
+    """Bug: outputs were widened round their mean, and lips shut for 23 % of the time were told so for 7 %."""
+    torch.set_num_threads(1)
+    pairs = [_pair("x1", 3.0, 1), _pair("x2", 3.0, 2)]
+    before = Trainer(Recipe(steps=1, hidden=16, held_out=("x2",)), pairs, [], tmp_path).tensors()
+    # Gates out of reach, so that the gain is the opening's alone.
+    before["gate_points"] = np.array([2, 3, -2, -1], np.float32)
+    after = calibrate(before, pairs[1:], pairs)
+    gain = after["spread"][0] / before["spread"][0]
+    assert after["mean"][0] == pytest.approx(gain * (before["mean"][0] - SHUT_AT), rel=1e-4)
 
 
 def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
