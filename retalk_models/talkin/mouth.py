@@ -35,6 +35,9 @@ _SEAM = 0.03
 _SEAM_COVER = 0.85
 """How dark the line between shut lips is drawn over them."""
 
+_BITE_PX = 1.5
+"""How softly the upper part ends over the lower one, pixels."""
+
 _TONGUE = 0.09
 """Luma that the tongue adds to the unlit depth where nothing was ever seen, of the skin's."""
 
@@ -220,19 +223,24 @@ def draw_mouth(
     if box is None:
         return None
     opening = Opening.of(points, plane)
-    x, y, shade, unseen, tongue, shut, cover = _reference_place(opening, texture, plane, box, softness, seam)
+    x, upper, lower, jaw, shade, unseen, tongue, shut, cover = _reference_place(
+        opening, texture, plane, box, softness, seam
+    )
     if cover.max() <= 0:
         return None
-    place = texture.plane.to_pixels(np.stack([x, y], axis=-1)) - np.array(texture.corner, np.float32)
     gain = (
         1.0
         if not fine
         else float(np.clip((light[0] - 16) / max(8.0, float(texture.light[0]) - 16), 0.5, 2.0))
     )
     tint = np.clip(light[1:3] - texture.light[1:3], -12, 12) * float(fine)
-    luma = cv2.remap(texture.y, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    half = (cv2.resize(place, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) - 0.5) / 2
-    chroma = cv2.remap(texture.uv, half, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    luma, chroma = _seen(texture, x, upper)
+    if jaw.max() > 0:
+        # What is seen jumps where the upper teeth bite over the lower ones: each is looked up by itself.
+        luma_below, chroma_below = _seen(texture, x, lower)
+        luma = luma + jaw * (luma_below - luma)
+        jaw = cv2.resize(jaw, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        chroma = chroma + jaw[..., None] * (chroma_below - chroma)
     hollow = texture.dark[0] + tongue * (_TONGUE * max(0.0, float(texture.light[0]) - 16))
     lit = luma + unseen * (hollow - luma)
     colour = chroma + cv2.resize(unseen, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[..., None] * (
@@ -255,6 +263,15 @@ def draw_mouth(
     )
 
 
+def _seen(texture: MouthTexture, x: F32, y: F32) -> tuple[F32, F32]:
+    """(h, w) luma and (h / 2, w / 2, 2) chroma of a texture at plane coordinates."""
+    place = texture.plane.to_pixels(np.stack([x, y], axis=-1)) - np.array(texture.corner, np.float32)
+    luma = cv2.remap(texture.y, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    half = (cv2.resize(place, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) - 0.5) / 2
+    chroma = cv2.remap(texture.uv, half, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return luma.astype(np.float32), chroma.astype(np.float32)
+
+
 def _even_box(low: F32, high: F32, picture: Picture) -> Box | None:
     left, top = max(0, int(low[0])) & ~1, max(0, int(low[1])) & ~1
     right = min(picture.padded_width, (int(high[0]) + 3) & ~1)
@@ -266,8 +283,9 @@ def _even_box(low: F32, high: F32, picture: Picture) -> Box | None:
 
 def _reference_place(
     opening: Opening, texture: MouthTexture, plane: TeethPlane, box: Box, softness: float, seam: float
-) -> tuple[F32, F32, F32, F32, F32, F32, F32]:
-    """For every pixel of the box: plane x and y in the reference, a shade factor, how far it was never seen,
+) -> tuple[F32, F32, F32, F32, F32, F32, F32, F32, F32]:
+    """For every pixel of the box: plane x in the reference, plane y there of what stays with the skull and of
+    what rides on the jaw, how much of the pixel shows the latter, a shade factor, how far it was never seen,
     how far the tongue rises in what was not, how far the lips are shut there, and how much of the pixel lies
     in the opening."""
     held = texture.opening
@@ -298,13 +316,12 @@ def _reference_place(
     drop = float(np.interp(middle, *opening.lower.T) - np.interp(held_middle, *held.lower.T))
     split = _split_line(texture, held_middle, held_top, held_bottom)
     upper_end, lower_start = split + lift, split + drop
-    down = np.where(y <= upper_end, y - lift, np.where(y >= lower_start, y - drop, split))
+    above = np.clip(np.minimum(y - lift, split), held_top, held_bottom)
+    below = np.clip(np.maximum(y - drop, split), held_top, held_bottom)
     edge = 0.014
     hollow = _smooth((y - upper_end) / edge + 0.5) * (1 - _smooth((y - lower_start) / edge + 0.5))
     unseen = hollow * _smooth((lower_start - upper_end) / 0.02)
     tongue = _smooth((y - upper_end) / np.maximum(lower_start - upper_end, 1e-3))
-    down = np.clip(down, held_top, held_bottom)
-
     gap = np.maximum(bottom - top, 0)
     shadow = 0.2 + 0.8 * _smooth(gap / _NARROW)
     depth = np.clip((y - top) / 0.02, 0, 1)
@@ -315,6 +332,7 @@ def _reference_place(
         shade *= 1 - left_out * (y > upper_end) * (1 - _smooth((y - upper_end) / _CAST_REACH))
 
     unit = 1 / float(np.sqrt(abs(inverse[0, 0] * inverse[1, 1] - inverse[0, 1] * inverse[1, 0])))
+    jaw = np.clip((y - upper_end) * (unit / _BITE_PX) + 0.5, 0, 1)
     inside = np.minimum(y - top, bottom - y) * (unit / softness) + 0.5 * seam
     between_corners = np.minimum(x - opening.left, opening.right - x) * (unit / softness)
     cover = np.clip(np.minimum(inside, between_corners) + 0.5, 0, 1) * np.clip(
@@ -322,7 +340,9 @@ def _reference_place(
     )
     return (
         np.asarray(across, np.float32),
-        np.asarray(down, np.float32),
+        np.asarray(above, np.float32),
+        np.asarray(below, np.float32),
+        np.asarray(jaw, np.float32),
         np.asarray(shade, np.float32),
         np.asarray(unseen, np.float32),
         np.asarray(tongue, np.float32),

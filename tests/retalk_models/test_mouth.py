@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retalk_models.face.geometry import template
+from retalk_models.face.geometry import Pose, template
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.cavity import draw_cavity
 from retalk_models.talkin.mouth import (
@@ -63,6 +63,41 @@ def test_teeth_keep_their_size_when_the_mouth_opens_wider_than_the_reference() -
     assert same > 5
     assert wide == pytest.approx(same, abs=3)
     assert wide_top <= same_top + 1
+
+
+def test_teeth_that_the_upper_part_bites_over_end_in_no_stair() -> None:
+    """Bug: where the lower teeth rise behind the upper part, every pixel was the one or the other, and in a
+    tilted head teeth had a stair for an edge."""
+    turn = np.deg2rad(9)
+    roll = np.array(
+        [[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]], np.float32
+    )
+    at = Pose(roll, AT.translation, AT.scale)
+    plane = TeethPlane.of(at, float(template()[[13, 14], 2].mean()) + TEETH_DEPTH)
+    face = points(0.14, at)
+    picture = Picture.from_rgb(np.full((480, 640, 3), 150, np.uint8))
+    columns, rows = np.meshgrid(np.arange(640), np.arange(480))
+    inverse = plane.inverse()
+    x, y = columns - plane.offset[0], rows - plane.offset[1]
+    across, down = (inverse[row, 0] * x + inverse[row, 1] * y for row in (0, 1))
+    line = Opening.of(face, plane)
+    inside = (across > line.left) & (across < line.right) & (down > line.upper[5, 1] - 0.02)
+    picture.y[inside & (down < line.lower[5, 1])] = 30
+    teeth = inside & (down > line.lower[5, 1] - 0.07) & (down < line.lower[5, 1] + 0.02)
+    picture.y[teeth] = 210
+    texture = cut_texture(picture, face, plane, LIGHT)
+    assert texture is not None
+    narrow = points(0.07, at)
+    patch = draw_mouth(texture, noise(), narrow[:, :2], plane, LIGHT, softness=1.5)
+    assert patch is not None
+    middle = round(float(narrow[13, 0])) - patch.box.left
+    soft = 0
+    for column in range(middle - 12, middle + 12):
+        shown = patch.y[:, column][patch.cover_y[:, column] > 0.99]
+        assert shown[0] < 40
+        assert shown[-1] > 200
+        soft += bool(((shown > 50) & (shown < 190)).any())
+    assert soft > 16
 
 
 def test_between_lips_nearly_shut_there_is_shadow_not_teeth() -> None:
