@@ -318,6 +318,11 @@ def _reference_place(
     upper_end, lower_start = split + lift, split + drop
     above = np.clip(np.minimum(y - lift, split), held_top, held_bottom)
     below = np.clip(np.maximum(y - drop, split), held_top, held_bottom)
+    unit = 1 / float(np.sqrt(abs(inverse[0, 0] * inverse[1, 1] - inverse[0, 1] * inverse[1, 0])))
+    jaw = np.clip((y - upper_end) * (unit / _BITE_PX) + 0.5, 0, 1)
+    if not (upper_end > lower_start).any():
+        # Nothing jumps, so one look does.
+        above, jaw = np.where(y <= upper_end, above, below), np.zeros_like(jaw)
     edge = 0.014
     hollow = _smooth((y - upper_end) / edge + 0.5) * (1 - _smooth((y - lower_start) / edge + 0.5))
     unseen = hollow * _smooth((lower_start - upper_end) / 0.02)
@@ -329,10 +334,8 @@ def _reference_place(
     shade = shadow * (0.75 + 0.25 * depth) * (0.75 + 0.25 * sides)
     if texture.cast:
         left_out = texture.cast * _smooth((upper_end - lower_start) / 0.04)
-        shade *= 1 - left_out * (y > upper_end) * (1 - _smooth((y - upper_end) / _CAST_REACH))
+        shade *= 1 - left_out * jaw * (1 - _smooth((y - upper_end) / _CAST_REACH))
 
-    unit = 1 / float(np.sqrt(abs(inverse[0, 0] * inverse[1, 1] - inverse[0, 1] * inverse[1, 0])))
-    jaw = np.clip((y - upper_end) * (unit / _BITE_PX) + 0.5, 0, 1)
     inside = np.minimum(y - top, bottom - y) * (unit / softness) + 0.5 * seam
     between_corners = np.minimum(x - opening.left, opening.right - x) * (unit / softness)
     cover = np.clip(np.minimum(inside, between_corners) + 0.5, 0, 1) * np.clip(

@@ -9,7 +9,7 @@ from functools import partial
 import cv2
 import numpy as np
 
-from retalk_models.face.geometry import ObservedFace, Pose
+from retalk_models.face.geometry import ObservedFace, Pose, template
 from retalk_models.picture import F32, Picture
 from retalk_models.pose_cache import CacheUse, PoseCache, Reference
 from retalk_models.talkin.cavity import draw_cavity
@@ -25,6 +25,10 @@ _OPEN_ENOUGH = 0.045
 _PUCKERED = 0.8
 """A mouth narrower than this share of the same mouth at rest is no reference: between its corners lies lip,
 as they are tracked. (Of the open mouths in the training clips one in twenty is as narrow.)"""
+
+_USUAL = (0.9, 1.1)
+"""How wide a mouth at rest is taken to be at least and at most, of the mean face's: who has only said oh has
+shown none, and who has only smiled neither."""
 
 _GOOD_ENOUGH = 0.58
 """A reference of lower quality looks worse than a drawn mouth."""
@@ -90,7 +94,7 @@ class MouthReferences:
         last, self._last = self._last, (centre, face.opening)
         if face.opening < _OPEN_ENOUGH or abs(face.pose.yaw) > 0.6 or abs(face.pose.pitch) > 0.5:
             return
-        if _width(face.shape) < _PUCKERED * _width(neutral):
+        if _width(face.shape) < _PUCKERED * self._rest_width(neutral):
             return
         motion = 0.0
         if last is not None and elapsed_s > 0:
@@ -105,6 +109,11 @@ class MouthReferences:
         quality = texture_quality(texture, face.opening) - 0.4 * min(1.0, motion)
         if quality > _GOOD_ENOUGH and self._cache.wants(face.pose.yaw, face.pose.pitch, quality):
             self._cache.add(Reference(texture, face.pose.yaw, face.pose.pitch, quality))
+
+    @staticmethod
+    def _rest_width(neutral: F32) -> float:
+        least, most = (share * _width(template()) for share in _USUAL)
+        return min(most, max(least, _width(neutral)))
 
     def choose(
         self, pose: Pose, opening: float, lip_line: Opening, light: F32, elapsed_s: float

@@ -1,4 +1,6 @@
-"""Training samples for the rendering net, drawn as a live frame is drawn.
+"""Training samples for the rendering net, drawn as a live frame is drawn, but with points as tracked.
+
+A live frame has the skin under a wide mouth unfolded, and no inside from a puckered one.
 
 What a live dub starts from, the frame's own face, would be the answer here. Another frame stands in for it:
 a neighbour 2 to 10 frames away, which has the frame's light, or one whose mouth does something else, as the

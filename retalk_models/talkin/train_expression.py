@@ -25,7 +25,14 @@ from retalk_models.talkin.net import LOOK_AHEADS_MS, SpeechToExpression, join, w
 from retalk_models.talkin.pairs import Pair, read_pairs, seconds_of
 from retalk_models.talkin.scores import ClipScore, score, table
 from retalk_models.talkin.synthetic import utterances
-from retalk_models.talkin.trainer import OtherRunError, Recipe, Trainer, calibrate, calibrate_like
+from retalk_models.talkin.trainer import (
+    NothingLearntError,
+    OtherRunError,
+    Recipe,
+    Trainer,
+    calibrate,
+    calibrate_like,
+)
 
 HELD_OUT = ("a05", "a10", "a14", "a22", "b23", "b28", "b35", "b37")
 """People for validation, by their first clip: four of each set, men and women, several sources."""
@@ -114,7 +121,7 @@ def main() -> None:
     recipe = replace(Recipe(), seed=options.seed, steps=options.steps, look_ahead_ms=options.look_ahead_ms)
     try:
         train(recipe, pairs, options.out, options.cache)
-    except OtherRunError as error:
+    except (OtherRunError, NothingLearntError) as error:
         parser.refuse(error)
     print(f"wrote {options.out / weights_file(recipe.look_ahead_ms)}")
 

@@ -22,6 +22,7 @@ from retalk_models.talkin.batches import Bank, Sampler, powers, real_banks, synt
 from retalk_models.talkin.fits import gist, linear
 from retalk_models.talkin.net import (
     LOOK_AHEADS_MS,
+    STEP,
     STEPS_PER_RUN,
     SpeechToExpression,
     delay_of,
@@ -46,6 +47,12 @@ SHUT_AT = 0.02
 """The opening (canonical units) that nets say of lips which are rather shut. Regression tells the mean of
 what might be, and a mean of shut and open is never shut: in speech true lips are shut for 23 % of the time,
 those told were for 7 %. Chosen on five folds over all people (the model card has the curve)."""
+
+SNAP, SNAP_S = 0.4, 0.06
+"""By how much of its way from its own running mean an opening is carried on; that mean's time constant."""
+
+LEAST_SPREAD = 1e-3
+"""An opening that moves less than this (canonical units) was not learnt."""
 
 MOST_GAIN = 1.6
 """Coefficients that can hardly be heard are not widened into noise."""
@@ -104,6 +111,10 @@ class OtherRunError(ValueError):
     """A folder holds the checkpoint of another look-ahead or kind of net; the message names it."""
 
 
+class NothingLearntError(ValueError):
+    """The nets say the same whatever they hear; the message says what would help."""
+
+
 class Objective:
     """The loss: lip motion, its velocity and its correlation, closure, speaking, and synthetic curves."""
 
@@ -156,6 +167,7 @@ def export(net: RecurrentNet, mean: F32, spread: F32, delay: int, member: tuple[
     kept["gate_points"] = np.array(GATE_POINTS, np.float32)
     kept["linear_weight"], kept["linear_bias"] = member
     kept["linear_share"] = np.array([LINEAR_SHARE], np.float32)
+    kept["snap"] = np.array([SNAP, 1 - np.exp(-STEP / VOICE_RATE / SNAP_S)], np.float32)
     kept["delay"] = np.array([delay], np.float32)
     return kept
 
@@ -165,6 +177,14 @@ def _spreads(net: SpeechToExpression, sound: F32, seconds: NDArray[np.float64]) 
     values, gates = run(net, sound, seconds)
     speaking = gates[:, 1] > 0.5
     return values.std(0), values[speaking if speaking.any() else slice(None)].mean(0)
+
+
+def _gain(goal: NDArray[np.float64] | F32, spread: NDArray[np.float64] | F32) -> F32:
+    if spread[0] < LEAST_SPREAD:
+        raise NothingLearntError(
+            "the nets tell lips that hardly move; check the clips' sound and lags, or train on"
+        )
+    return np.asarray(goal / np.maximum(spread, 1e-6), np.float32)
 
 
 def _shutting(tensors: dict[str, F32]) -> dict[str, F32]:
@@ -206,7 +226,7 @@ def calibrate(tensors: dict[str, F32], pairs: Sequence[Pair], population: Sequen
             spread, centre = _spreads(net, pair.sound, pair.times[inside])
             spreads.append(spread)
             centres.append(centre)
-        gain = (goal / np.maximum(np.mean(spreads, axis=0), 1e-6)).astype(np.float32)
+        gain = _gain(goal, np.mean(spreads, axis=0))
         gain[1:] = np.clip(total[1:] * gain[1:], 0.5, MOST_GAIN) / total[1:]
         total *= gain
         tensors = _widen(tensors, gain, np.mean(centres, axis=0))
@@ -230,8 +250,8 @@ def calibrate_like(
     for _ in range(3):
         net = SpeechToExpression(tensors)
         mine = [_spreads(net, one.sound, at) for one, at in zip(said, seconds, strict=True)]
-        gain = goal / np.maximum(np.mean([spread for spread, _ in mine], axis=0), 1e-6)
-        tensors = _widen(tensors, gain.astype(np.float32), np.mean([centre for _, centre in mine], axis=0))
+        gain = _gain(goal, np.mean([spread for spread, _ in mine], axis=0))
+        tensors = _widen(tensors, gain, np.mean([centre for _, centre in mine], axis=0))
     return tensors
 
 

@@ -26,9 +26,17 @@ from retalk_models.talkin.batches import FRAMES, Sampler, real_banks, synthetic_
 from retalk_models.talkin.corpus import person_of, read_catalogue
 from retalk_models.talkin.net import LOOK_AHEADS_MS, STEP, SpeechToExpression, delay_of, step_position
 from retalk_models.talkin.pairs import Pair
-from retalk_models.talkin.scores import correlation, score, table
+from retalk_models.talkin.scores import correlation, run, score, table
 from retalk_models.talkin.synthetic import Phone, Utterance, mouth, utterances
-from retalk_models.talkin.trainer import SHUT_AT, Recipe, Trainer, calibrate, mirror_matrix
+from retalk_models.talkin.trainer import (
+    SHUT_AT,
+    NothingLearntError,
+    Recipe,
+    Trainer,
+    calibrate,
+    calibrate_like,
+    mirror_matrix,
+)
 
 BASIS = ExpressionBasis.load()
 DELAY = delay_of(LOOK_AHEADS_MS[0])
@@ -290,8 +298,24 @@ def test_calibration_shuts_lips_that_are_told_nearly_shut(tmp_path: Path) -> Non
     # Gates out of reach, so that the gain is the opening's alone.
     before["gate_points"] = np.array([2, 3, -2, -1], np.float32)
     after = calibrate(before, pairs[1:], pairs)
-    gain = after["spread"][0] / before["spread"][0]
-    assert after["mean"][0] == pytest.approx(gain * (before["mean"][0] - SHUT_AT), rel=1e-4)
+    for other in (after, calibrate_like(before, [after], [_spoken()])):
+        gain = other["spread"][0] / before["spread"][0]
+        assert other["mean"][0] == pytest.approx(gain * (before["mean"][0] - SHUT_AT), rel=1e-4)
+
+    def shut(tensors: dict[str, F32]) -> float:
+        values, _ = run(SpeechToExpression(tensors), pairs[1].sound, pairs[1].times)
+        return float((values[:, 0] < 0.012).mean())
+
+    assert shut(after) > shut(before)
+
+
+def test_nets_that_learnt_nothing_are_named(tmp_path: Path) -> None:
+    pairs = [_pair("x1", 3.0, 1), _pair("x2", 3.0, 2)]
+    tensors = Trainer(Recipe(steps=1, hidden=16, held_out=("x2",)), pairs, [], tmp_path).tensors()
+    tensors["spread"] = np.zeros_like(tensors["spread"])
+    tensors["gate_points"] = np.array([2, 3, -2, -1], np.float32)
+    with pytest.raises(NothingLearntError, match="lips that hardly move"):
+        calibrate(tensors, pairs[1:], pairs)
 
 
 def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
