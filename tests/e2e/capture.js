@@ -18,7 +18,14 @@
   // that is being measured.
   const readNumber = async (video) => {
     const { left, top, cell, bits } = window.__code;
-    const frame = new VideoFrame(video, { timestamp: 0 });
+    let frame;
+    try {
+      frame = new VideoFrame(video, { timestamp: 0 });
+    } catch (error) {
+      // The stream may end, or another take its place, between a picture and its callback.
+      if (error.name === "InvalidStateError") return null;
+      throw error;
+    }
     try {
       if (frame.codedWidth < width || !/^(I420|NV12)$/.test(frame.format)) return null;
       const rect = { x: left + cell / 2, y: top, width: 2, height: (bits + 1) * cell };
