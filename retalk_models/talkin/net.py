@@ -141,6 +141,9 @@ _COMMON = (
     *("mean", "spread", "gate_points", "delay"),
     *("gist_weight", "gist_bias", "linear_weight", "linear_bias", "linear_share"),
 )
+_SHARED = (*_COMMON, "snap")
+"""What joined nets have in common; files from before `snap` have none."""
+
 _REQUIRED = ("conv1.weight", "conv2.weight", "said.weight", "head.weight", "gates.weight")
 
 
@@ -149,10 +152,9 @@ def join(nets: Sequence[dict[str, F32]]) -> dict[str, F32]:
 
     What they have in common, as mean, spread and delay, is the first's.
     """
-    shared = (*_COMMON, "snap")
-    joined = {name: nets[0][name] for name in shared if name in nets[0]}
+    joined = {name: nets[0][name] for name in _SHARED if name in nets[0]}
     for index, net in enumerate(nets):
-        joined |= {f"net{index}.{name}": value for name, value in net.items() if name not in shared}
+        joined |= {f"net{index}.{name}": value for name, value in net.items() if name not in _SHARED}
     return joined
 
 

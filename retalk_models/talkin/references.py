@@ -94,7 +94,7 @@ class MouthReferences:
         last, self._last = self._last, (centre, face.opening)
         if face.opening < _OPEN_ENOUGH or abs(face.pose.yaw) > 0.6 or abs(face.pose.pitch) > 0.5:
             return
-        if _width(face.shape) < _PUCKERED * self._rest_width(neutral):
+        if _width(face.shape) < _PUCKERED * _rest_width(neutral):
             return
         motion = 0.0
         if last is not None and elapsed_s > 0:
@@ -109,11 +109,6 @@ class MouthReferences:
         quality = texture_quality(texture, face.opening) - 0.4 * min(1.0, motion)
         if quality > _GOOD_ENOUGH and self._cache.wants(face.pose.yaw, face.pose.pitch, quality):
             self._cache.add(Reference(texture, face.pose.yaw, face.pose.pitch, quality))
-
-    @staticmethod
-    def _rest_width(neutral: F32) -> float:
-        least, most = (share * _width(template()) for share in _USUAL)
-        return min(most, max(least, _width(neutral)))
 
     def choose(
         self, pose: Pose, opening: float, lip_line: Opening, light: F32, elapsed_s: float
@@ -186,6 +181,11 @@ def texture_look(texture: MouthTexture) -> F32:
 
 def _width(shape: F32) -> float:
     return float(shape[_RIGHT, 0] - shape[_LEFT, 0])
+
+
+def _rest_width(neutral: F32) -> float:
+    least, most = (share * _width(template()) for share in _USUAL)
+    return min(most, max(least, _width(neutral)))
 
 
 def _openness(opening: float) -> float:

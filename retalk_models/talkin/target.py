@@ -18,9 +18,9 @@ from retalk_models.face.geometry import (
     from_canonical,
     lower_face_weights,
     to_canonical,
-    unfolded,
 )
 from retalk_models.face.tracker import ShapeFilter
+from retalk_models.face.unfold import unfolded
 from retalk_models.picture import F32
 from retalk_models.talkin.basis import ExpressionBasis
 

@@ -27,11 +27,16 @@ def pose(yaw: float = 0.0, scale: float = 120.0, x: float = 320.0, y: float = 20
     return Pose(rotation, np.array([x, y, 0], np.float32), scale)
 
 
-def points(opening: float = 0.0, at: Pose | None = None) -> F32:
-    """(478, 3) pixels of the template with the lips this far apart (canonical units)."""
+def parted(opening: float) -> F32:
+    """(478, 3) the template with the lips this far apart, canonical."""
     expression = np.zeros(BASIS.size, np.float32)
     expression[0] = opening
-    return from_canonical(template() + BASIS.apply(expression), at or pose())
+    return np.asarray(template() + BASIS.apply(expression), np.float32)
+
+
+def points(opening: float = 0.0, at: Pose | None = None) -> F32:
+    """(478, 3) pixels of the template with the lips this far apart (canonical units)."""
+    return from_canonical(parted(opening), at or pose())
 
 
 def portrait(width: int = 512, height: int = 512, x: int = 0, y: int = 0, scale: float = 1.0) -> Picture:
