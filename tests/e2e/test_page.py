@@ -68,35 +68,39 @@ def tab_to(page: Page, name: str, outlined: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def spoken(server: Served, browser: Browser) -> Spoken:
-    page = browser.new_page(viewport=DESK)
-    errors, outlined = errors_on(page), list[str]()
-    created: list[Response] = []
-    asked_for: list[str] = []
-    page.on("request", lambda request: asked_for.append(request.url))
-    page.on("response", lambda answer: created.append(answer) if answer.request.method == "POST" else None)
-    page.goto(server.url)
-    begin_capture(page, pictures=True)
-    expect(page.locator("#start")).to_be_disabled()
-    tab_to(page, "consent", outlined)
-    page.keyboard.press("Space")
-    tab_to(page, "start", outlined)
-    page.keyboard.press("Enter")
-    wait_live(page)
-    assert page.evaluate("document.activeElement.id") == "stop", "the keyboard's place was lost on Start"
-    page.wait_for_timeout(SPEAK_S * 1000)
-    tab_to(page, "interrupt", outlined)
-    interrupted_s = page.evaluate("performance.now() / 1000")
-    page.keyboard.press("Enter")
-    expect(page.locator("#status")).to_contain_text("interrupted")
-    page.wait_for_timeout(HUSH_S * 1000)
-    seen = end_capture(page)
-    assert page.evaluate("document.activeElement.id") == "again", "the keyboard's place was lost on Interrupt"
-    page.keyboard.press("Enter")
-    expect(page.locator("#interrupt")).to_be_visible()
-    expect(page.locator("#fig-voice")).to_have_text("Speaking", timeout=5000)
-    session = created[0].json()
-    stop(page)
-    page.close()
+    # Closed whatever happens: a page that stays keeps its session, and the next tests find the server full.
+    with browser.new_page(viewport=DESK) as page:
+        errors, outlined = errors_on(page), list[str]()
+        created: list[Response] = []
+        asked_for: list[str] = []
+        page.on("request", lambda request: asked_for.append(request.url))
+        page.on(
+            "response", lambda answer: created.append(answer) if answer.request.method == "POST" else None
+        )
+        page.goto(server.url)
+        begin_capture(page, pictures=True)
+        expect(page.locator("#start")).to_be_disabled()
+        tab_to(page, "consent", outlined)
+        page.keyboard.press("Space")
+        tab_to(page, "start", outlined)
+        page.keyboard.press("Enter")
+        wait_live(page)
+        assert page.evaluate("document.activeElement.id") == "stop", "the keyboard's place was lost on Start"
+        page.wait_for_timeout(SPEAK_S * 1000)
+        tab_to(page, "interrupt", outlined)
+        interrupted_s = page.evaluate("performance.now() / 1000")
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_contain_text("interrupted")
+        page.wait_for_timeout(HUSH_S * 1000)
+        seen = end_capture(page)
+        assert page.evaluate("document.activeElement.id") == "again", (
+            "the keyboard's place was lost on Interrupt"
+        )
+        page.keyboard.press("Enter")
+        expect(page.locator("#interrupt")).to_be_visible()
+        expect(page.locator("#fig-voice")).to_have_text("Speaking", timeout=5000)
+        session = created[0].json()
+        stop(page)
     return Spoken(seen, errors, interrupted_s, outlined, session, asked_for)
 
 
