@@ -36,10 +36,12 @@ FRAMES = 6
 """Frames of 24 ms in an answer, the newest last; with more, nets fit the clips that they learnt from
 and not their like."""
 
-WIDTH = 288
-"""Values that a frame has."""
+LAYERS = 3
+_WIDTH = 288
 
-LAYERS = 2
+WIDTH = LAYERS * _WIDTH
+"""Values that a frame has: what each layer gives, in turn. The lower one knows less of words, but more of
+when."""
 
 _AGAIN = 8
 """Newest frames that are computed anew for an answer, because they now see later ones."""
@@ -65,7 +67,9 @@ _LEAST_POWER = 1e-8
 _POWER = 1e-2
 """What the first convolution gives on average for speech as loud as usual: a voice before it is heard."""
 
-FORM = f"{LAYERS} layers, {FRAMES} of {_AGAIN} frames anew, {_KEPT} kept, loudness of {_MEMORY} runs, 3"
+FORM = (
+    f"each of {LAYERS} layers, {FRAMES} of {_AGAIN} frames anew, {_KEPT} kept, loudness of {_MEMORY} runs, 4"
+)
 """What else than the encoder decides what is heard; the last number changes with the code."""
 
 REMEDY = "pip install --force-reinstall --no-deps moonshine-voice==0.1.0"
@@ -246,8 +250,8 @@ class HearingStream:
         """Forget everything: the next sample is sample 0."""
         self._loudness = _Loudness()
         self._waiting = np.zeros(0, np.float32)
-        self._sound, self._waves = torch.zeros(0), torch.zeros(0, WIDTH)
-        self._recent = torch.zeros(0, WIDTH)
+        self._sound, self._waves = torch.zeros(0), torch.zeros(0, _WIDTH)
+        self._recent = torch.zeros(0, _WIDTH)
         self._first = 0
         self._known = [torch.zeros(0, 3, _HEADS, _SIZE)] * LAYERS
         self._answer = np.zeros((FRAMES, WIDTH), np.float32)
@@ -279,7 +283,7 @@ class HearingStream:
         return self._answer
 
     def _frames(self, sound: Tensor) -> Tensor:
-        """(n, WIDTH) what the convolutions make of the next samples."""
+        """(n, _WIDTH) what the convolutions make of the next samples."""
         ear = self._encoder
         self._sound = torch.cat([self._sound, sound])
         waves = torch.tanh(self._sound.unfold(0, _KERNELS[0], _STRIDES[0]) @ ear.waves)
@@ -289,9 +293,9 @@ class HearingStream:
         self._waves = torch.cat([self._waves, waves])
         count = (len(self._waves) - _FIRST_NEED) // _NEED + 1
         if count <= 0:
-            return torch.zeros(0, WIDTH)
+            return torch.zeros(0, _WIDTH)
         used = self._waves[: _FIRST_NEED + (count - 1) * _NEED].reshape(-1)
-        middle = used.unfold(0, _KERNELS[1] * WIDTH, _STRIDES[1] * WIDTH)
+        middle = used.unfold(0, _KERNELS[1] * _WIDTH, _STRIDES[1] * _WIDTH)
         middle = functional.gelu(ear.middle(middle))
         wide = middle.shape[1]
         self._waves = self._waves[count * _NEED :].clone()
@@ -299,25 +303,30 @@ class HearingStream:
         return functional.gelu(ear.frames(frames))
 
     def _attend(self, flow: Tensor, again: int) -> Tensor:
-        """(n, WIDTH) the newest frames through the layers; the first `again` of them for another time."""
+        """(n, WIDTH) what each layer makes of the newest frames; the first `again` of them for another time.
+
+        flow: (n, _WIDTH).
+        """
         # In single precision a voice of some days would turn by anything.
         places = torch.arange(self._first, self._first + len(flow), dtype=torch.float64)
         angles = (places[:, None] * self._encoder.turns.double()).repeat_interleave(2, 1)[:, None]
         turn = (torch.cos(angles).float(), torch.sin(angles).float())
+        made = []
         for index, layer in enumerate(self._encoder.layers):
-            heads = layer.attention(functional.layer_norm(flow, (WIDTH,), layer.before))
+            heads = layer.attention(functional.layer_norm(flow, (_WIDTH,), layer.before))
             heads = heads.view(-1, 3, _HEADS, _SIZE)
             heads[:, :2, :, :_TURNED] = _turned(heads[:, :2, :, :_TURNED], turn)
             # What earlier runs made of the frames that are computed anew is dropped.
             known = self._known[index][: len(self._known[index]) - again]
             known = self._known[index] = torch.cat([known, heads])[-_KEPT:]
             shares = torch.softmax(heads[:, 0].transpose(0, 1) @ known[:, 1].permute(1, 2, 0), -1)
-            mixed = (shares @ known[:, 2].transpose(0, 1)).transpose(0, 1).reshape(-1, WIDTH)
+            mixed = (shares @ known[:, 2].transpose(0, 1)).transpose(0, 1).reshape(-1, _WIDTH)
             flow = flow + layer.joined(mixed)
-            inner = functional.layer_norm(flow, (WIDTH,), layer.between)
+            inner = functional.layer_norm(flow, (_WIDTH,), layer.between)
             inner = functional.gelu(layer.wide(inner))
             flow = flow + layer.narrow(inner)
-        return flow
+            made.append(flow)
+        return torch.cat(made, 1)
 
 
 def _turned(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from retalk_models.picture import F32
 from retalk_models.talkin.batches import Bank
 from retalk_models.talkin.net import STEPS_PER_RUN
 
-_RIDGE = 1.3
+_RIDGE = 6.0
 """Price of the linear member's weights per sample; the samples of every take and speed count."""
 
 
@@ -28,25 +28,22 @@ def linear(banks: Sequence[Bank], mean: F32, spread: F32) -> tuple[F32, F32]:
     some = np.concatenate([seen(bank)[:: len(banks) // 64 + 1] for bank in banks])
     centre, scale = some.mean(0), some.std(0) + 1e-6
     size = len(mean)
-    inner = np.zeros((steps, len(centre), len(centre)), np.float32)
-    outer = np.zeros((steps, len(centre), size), np.float32)
-    samples = np.zeros(steps)
+    inner = np.zeros((len(centre), len(centre)), np.float32)
+    outer = np.zeros((len(centre), steps * size), np.float32)
+    samples = 0
     for bank in banks:
-        heard = (seen(bank) - centre) / scale
-        for step in range(steps):
-            rows = bank.targets[step::steps][: len(heard)]
-            valid = rows[:, -1] > 0.5
-            if valid.any():
-                values = (rows[valid, :size] - mean) / spread
-                inner[step] += heard[valid].T @ heard[valid]
-                # A person's own average is face, not voice.
-                outer[step] += heard[valid].T @ (values - values.mean(0))
-                samples[step] += valid.sum()
-    weights = []
-    for step in range(steps):
-        price = _RIDGE * samples[step] * np.eye(len(centre), dtype=np.float32)
-        weights.append(np.linalg.solve(inner[step] + price, outer[step]).T / scale)
-    weight = np.ascontiguousarray(np.concatenate(weights), np.float32)
+        rows = bank.targets[: len(bank.said) * steps].reshape(-1, steps, bank.targets.shape[1])
+        valid = (rows[:, :, -1] > 0.5).all(1)
+        if valid.any():
+            heard = (seen(bank)[: len(rows)][valid] - centre) / scale
+            values = (rows[valid, :, :size] - mean) / spread
+            # A person's own average is face, not voice.
+            values = values - values.mean((0, 1))
+            inner += heard.T @ heard
+            outer += heard.T @ values.reshape(len(values), -1)
+            samples += len(values)
+    inner[np.diag_indices(len(centre))] += _RIDGE * samples
+    weight = np.ascontiguousarray(np.linalg.solve(inner, outer).T / scale, np.float32)
     return weight, (-weight @ centre).astype(np.float32)
 
 

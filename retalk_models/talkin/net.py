@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import load
 
 from retalk_models.engine import VOICE_RATE
-from retalk_models.hearing import RUN, HearingStream, speech_encoder
+from retalk_models.hearing import RUN, WIDTH, HearingStream, speech_encoder
 from retalk_models.picture import F32
 from retalk_models.speech import HOP, LevelTracker, MelSettings, MelStream, features
 
@@ -165,6 +165,12 @@ def _unpack(tensors: dict[str, F32], source: str) -> _Weights:
     missing = [name for name in (*required, *_COMMON) if name not in tensors]
     if missing:
         raise WeightsError(f"{source}: not weights of the expression net ({', '.join(missing)} missing)")
+    width = tensors["gist_weight"].shape[-1]
+    if width != WIDTH:
+        raise WeightsError(
+            f"{source}: these weights take {width} values of a frame of speech, hearing gives {WIDTH}; "
+            "they are of another version of retalk and must be trained anew"
+        )
     snap = tensors.get("snap", np.zeros(2, np.float32))
     return _Weights(
         _stacked(tensors, prefixes),

@@ -26,6 +26,7 @@ from retalk_models.talkin.pairs import Pair, read_pairs, seconds_of
 from retalk_models.talkin.scores import ClipScore, score, table
 from retalk_models.talkin.synthetic import utterances
 from retalk_models.talkin.trainer import (
+    Material,
     NothingLearntError,
     OtherRunError,
     Recipe,
@@ -59,9 +60,10 @@ def _run(
 ) -> dict[str, F32]:
     """Train one net per seed on the same data and join them, not yet calibrated."""
     said = list(utterances(recipe.synthetic_seconds, recipe.seed))
+    material = Material.of(recipe, pairs, said, cache)
     nets = []
     for seed in seeds:
-        trainer = Trainer(replace(recipe, seed=seed), pairs, said, out / f"seed{seed}", cache)
+        trainer = Trainer(material, seed, out / f"seed{seed}")
         trainer.train()
         nets.append(trainer.tensors())
         _report(trainer.out, trainer, [])

@@ -33,20 +33,15 @@ from retalk_models.talkin.recurrent import SAID, RecurrentNet
 from retalk_models.talkin.scores import correlation, run
 from retalk_models.talkin.synthetic import Utterance
 
-GATE_POINTS = (0.3, 0.6, 0.2, 0.5)
-"""Where the closure gate starts and ends to shut, and the speaking gate starts and ends to let through."""
-
+GATE_POINTS = (0.6, 0.95, 0.2, 0.5)
+"""Where the closure gate starts and ends to shut, and the speaking gate starts and ends to let through. An
+earlier closure gate knows less of real lips than the opening itself does, learnt with batches.PRESS."""
 
 CHECKPOINT_EVERY = 100
 """Steps between checkpoints."""
 
-LINEAR_SHARE = 0.6
+LINEAR_SHARE = 0.8
 """What the linear member counts beside the nets."""
-
-SHUT_AT = 0.02
-"""The opening (canonical units) that nets say of lips which are rather shut. Regression tells the mean of
-what might be, and a mean of shut and open is never shut: in speech true lips are shut for 23 % of the time,
-those told were for 7 %. Chosen on five folds over all people (the model card has the curve)."""
 
 SNAP, SNAP_S = 0.4, 0.06
 """By how much of its way from its own running mean an opening is carried on; that mean's time constant."""
@@ -94,7 +89,7 @@ def mirror_matrix(basis: ExpressionBasis) -> F32:
     return np.asarray(basis.project(flipped.reshape(-1, POINTS, 3)).T, np.float32)
 
 
-def _statistics(banks: list[Bank]) -> tuple[F32, F32]:
+def _statistics(banks: Sequence[Bank]) -> tuple[F32, F32]:
     """Mean and spread of every value while speaking, each clip counting alike."""
     means, squares = [], []
     for bank in banks:
@@ -187,13 +182,6 @@ def _gain(goal: NDArray[np.float64] | F32, spread: NDArray[np.float64] | F32) ->
     return np.asarray(goal / np.maximum(spread, 1e-6), np.float32)
 
 
-def _shutting(tensors: dict[str, F32]) -> dict[str, F32]:
-    lower = dict(tensors)
-    lower["mean"] = tensors["mean"].copy()
-    lower["mean"][0] -= SHUT_AT
-    return lower
-
-
 def _widen(tensors: dict[str, F32], gain: F32, centre: F32) -> dict[str, F32]:
     """Outputs `gain` times as far from `centre`; the opening, from shut."""
     centre = centre.copy()
@@ -210,10 +198,9 @@ def calibrate(tensors: dict[str, F32], pairs: Sequence[Pair], population: Sequen
     pairs: clips that the net never saw. population: clips whose truth alone is used; a few people's own
     spread differs from the average person's by more than a quarter either way.
 
-    The opening is matched fully, from SHUT_AT on; the other coefficients, harder to hear, up to MOST_GAIN
-    times round their mean.
+    The opening is matched fully, from shut on; the other coefficients, harder to hear, up to MOST_GAIN times
+    round their mean.
     """
-    tensors = _shutting(tensors)
     total = np.ones(len(tensors["mean"]), np.float32)
     # The root mean square over clips, as spreads of parts add up: rather a little too lively than mumbling.
     goal = np.sqrt(np.mean([pair.expression.var(0) for pair in population], axis=0))
@@ -246,7 +233,6 @@ def calibrate_like(
         ],
         axis=(0, 1),
     )
-    tensors = _shutting(tensors)
     for _ in range(3):
         net = SpeechToExpression(tensors)
         mine = [_spreads(net, one.sound, at) for one, at in zip(said, seconds, strict=True)]
@@ -255,43 +241,69 @@ def calibrate_like(
     return tensors
 
 
-class Trainer:
-    """One run: data, net, optimiser, checkpoint."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """What a recipe learns from, and what is found from it at once: the same for nets of any seed.
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        pairs: Sequence[Pair],
-        said: Sequence[Utterance],
-        out: Path,
-        cache: Path | None = None,
-    ) -> None:
-        """cache: where what is said in the clips and the synthetic speech is kept between runs.
+    pairs: all clips, those held out among them. banks, made: real and synthetic recordings to learn from.
+    components, member: weight and bias of fits.gist and fits.linear.
+    """
+
+    recipe: Recipe
+    pairs: Sequence[Pair]
+    banks: Sequence[Bank]
+    made: Sequence[Bank]
+    mean: F32
+    spread: F32
+    components: tuple[F32, F32]
+    member: tuple[F32, F32]
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, pairs: Sequence[Pair], said: Sequence[Utterance], cache: Path | None = None
+    ) -> Material:
+        """cache: where what is said in the clips and the synthetic speech is kept between runs."""
+        delay = delay_of(recipe.look_ahead_ms)
+        known = [pair for pair in pairs if pair.person not in recipe.held_out]
+        banks = real_banks(known, delay, cache=cache)
+        made = synthetic_banks(said, delay, cache)
+        mean, spread = _statistics(banks)
+        return cls(
+            recipe if made else replace(recipe, listening=0, synthetic=0),
+            pairs,
+            banks,
+            made,
+            mean,
+            spread,
+            gist(banks, SAID),
+            linear(banks, mean, spread),
+        )
+
+
+class Trainer:
+    """One run: net, optimiser, checkpoint."""
+
+    def __init__(self, material: Material, seed: int, out: Path) -> None:
+        """seed: in place of the recipe's.
 
         Raises OtherRunError where `out` has the checkpoint of another look-ahead or kind of net.
         """
         out.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(seed)
         self.out = out
         basis = ExpressionBasis.load()
-        self.pairs = pairs
+        self.recipe = recipe = replace(material.recipe, seed=seed)
+        self.pairs = material.pairs
         self.delay = delay_of(recipe.look_ahead_ms)
-        banks = real_banks(
-            [pair for pair in pairs if pair.person not in recipe.held_out], self.delay, cache=cache
-        )
-        made = synthetic_banks(said, self.delay, cache)
-        if not made:
-            recipe = replace(recipe, listening=0, synthetic=0)
-        self.recipe = recipe
-        self.mean, self.spread = _statistics(banks)
-        self.sampler = Sampler(banks, made, mirror_matrix(basis), recipe.seed)
+        self.mean, self.spread = material.mean, material.spread
+        self.sampler = Sampler(material.banks, material.made, mirror_matrix(basis), recipe.seed)
         self.objective = Objective(self.mean, self.spread, lip_effect(basis), recipe.unlikeness)
         self.jaw = basis.vectors[:, 152, 1]
         self.net = RecurrentNet(basis.size, recipe.hidden, recipe.dropout)
-        weight, bias = gist(banks, SAID)
+        weight, bias = material.components
         self.net.gist_weight.copy_(torch.from_numpy(weight))
         self.net.gist_bias.copy_(torch.from_numpy(bias))
-        self.linear = linear(banks, self.mean, self.spread)
+        self.linear = material.member
         self.optimiser = self._optimiser()
         self.average = {k: v.clone() for k, v in self.net.state_dict().items()}
         self.step, self.losses = 0, list[float]()

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 import retalk_models.hearing as room
-from retalk_models.hearing import FRAMES, RUN, WIDTH, HearingStream, SpeechEncoderError, speech_encoder
+from retalk_models.hearing import (
+    FRAMES,
+    LAYERS,
+    RUN,
+    WIDTH,
+    HearingStream,
+    SpeechEncoderError,
+    speech_encoder,
+)
 from retalk_models.ort_file import OrtFile, OrtFileError
 from retalk_models.picture import F32
 from retalk_models.talkin.synthetic import Espeak, Utterance
@@ -55,9 +63,10 @@ def _whole(sound: F32, power: float) -> Tensor:
     flow = flow / (power + 1e-5) ** 0.5 * ear.gain[:, None] + ear.bias[:, None]
     flow = functional.gelu(functional.conv1d(flow, kernels[1], ear.middle.bias, stride=3))
     flow = functional.gelu(functional.conv1d(flow, kernels[2], ear.frames.bias, stride=2))[0].T
+    made = []
     for layer in ear.layers:
         queries, keys, values = (
-            functional.layer_norm(flow, (WIDTH,), layer.before) @ part.T
+            functional.layer_norm(flow, (WIDTH // LAYERS,), layer.before) @ part.T
             for part in layer.attention.weights.chunk(3)
         )
         heads = []
@@ -71,10 +80,11 @@ def _whole(sound: F32, power: float) -> Tensor:
                 turned.append(torch.cat([torch.view_as_real(pairs).flatten(1), one[:, 32:]], 1))
             heads.append(torch.softmax(turned[0] @ turned[1].T, 1) @ values[:, span])
         flow = flow + torch.cat(heads, 1) @ layer.joined.weights.T
-        inner = functional.layer_norm(flow, (WIDTH,), layer.between)
+        inner = functional.layer_norm(flow, (WIDTH // LAYERS,), layer.between)
         inner = functional.gelu(functional.linear(inner, layer.wide.weights, layer.wide.bias))
         flow = flow + functional.linear(inner, layer.narrow.weights, layer.narrow.bias)
-    return flow
+        made.append(flow)
+    return torch.cat(made, 1)
 
 
 def test_a_short_recording_is_heard_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:

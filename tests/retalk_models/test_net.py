@@ -131,7 +131,9 @@ def test_look_ahead_is_enough_and_is_needed(milliseconds: int) -> None:
 
 
 def test_between_steps_it_interpolates() -> None:
-    stream = SpeechToExpression(_tensors()[1]).open_stream()
+    _, tensors = _tensors()
+    tensors["mean"][0] = 10  # An opening that never comes to its end at shut.
+    stream = SpeechToExpression(tensors).open_stream()
     stream.push(_sound(1.0, 4))
     left, right = step_position(0, 20, DELAY), step_position(0, 21, DELAY)
     middle = stream.at((left + right) // 2).coefficients
@@ -247,6 +249,14 @@ def test_bad_weights_are_named(tmp_path: Path) -> None:
     save_file({"a": np.zeros(3, np.float32)}, str(other))
     with pytest.raises(WeightsError, match="not weights of the expression net"):
         SpeechToExpression.load(other)
+
+
+def test_weights_that_heard_otherwise_are_named() -> None:
+    """Bug: nets of an encoder with other layers loaded, and the first run of a voice raised."""
+    _, tensors = _tensors()
+    tensors["gist_weight"] = tensors["gist_weight"][:, :288]
+    with pytest.raises(WeightsError, match=f"mine: these weights take 288 values .* gives {WIDTH}; "):
+        SpeechToExpression(tensors, "mine")
 
 
 def test_joined_nets_speak_their_average() -> None:

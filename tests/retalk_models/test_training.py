@@ -29,7 +29,7 @@ from retalk_models.talkin.pairs import Pair
 from retalk_models.talkin.scores import correlation, run, score, table
 from retalk_models.talkin.synthetic import Phone, Utterance, mouth, utterances
 from retalk_models.talkin.trainer import (
-    SHUT_AT,
+    Material,
     NothingLearntError,
     Recipe,
     Trainer,
@@ -40,6 +40,10 @@ from retalk_models.talkin.trainer import (
 
 BASIS = ExpressionBasis.load()
 DELAY = delay_of(LOOK_AHEADS_MS[0])
+
+
+def _trainer(recipe: Recipe, pairs: list[Pair], said: list[Utterance], out: Path) -> Trainer:
+    return Trainer(Material.of(recipe, pairs, said), recipe.seed, out)
 
 
 def _sound(seconds: float, seed: int) -> F32:
@@ -194,6 +198,19 @@ def test_targets_carry_the_nets_delay_and_the_speed() -> None:
     assert slow.targets[:, -1].mean() > 0.9
 
 
+def test_lips_shut_in_speech_count_as_pressed_and_others_as_they_are() -> None:
+    pair = _pair("x1", 4.0, 1)
+    (bank,) = real_banks([pair], DELAY, speeds=(1.0,), variations=1)
+    at = np.array([step_position(0, j, DELAY) for j in range(len(bank.targets))]) / 16000
+    scale = batches.person_scale([pair])["x1"]
+    inside = bank.targets[:, -1] > 0.5
+    own = scale * np.interp(at, pair.times, pair.opening)[inside]
+    told, closure = bank.targets[inside, 0], bank.targets[inside, -3] > 0.5
+    assert 0.1 < closure.mean() < 0.6
+    assert told[closure] == pytest.approx(own[closure] - batches.PRESS, abs=1e-6)
+    assert told[~closure] == pytest.approx(own[~closure], abs=1e-6)
+
+
 def test_a_net_that_hears_less_ahead_speaks_of_later_lips() -> None:
     pair = _pair("x1", 5.0, 1)
     (usual,), (sooner,) = (
@@ -206,20 +223,20 @@ def test_a_net_that_hears_less_ahead_speaks_of_later_lips() -> None:
 
 def test_the_checkpoint_of_another_look_ahead_is_not_gone_on_from(tmp_path: Path) -> None:
     pairs = [_pair("x1", 3.0, 1)]
-    Trainer(Recipe(listening=0, steps=1, real=2, hidden=16), pairs, [], tmp_path).train()
+    _trainer(Recipe(listening=0, steps=1, real=2, hidden=16), pairs, [], tmp_path).train()
     with pytest.raises(ValueError, match="hears 120 ms ahead, not 80; give --out another folder"):
-        Trainer(Recipe(listening=0, steps=1, real=2, hidden=16, look_ahead_ms=80), pairs, [], tmp_path)
+        _trainer(Recipe(listening=0, steps=1, real=2, hidden=16, look_ahead_ms=80), pairs, [], tmp_path)
 
 
 def test_the_checkpoint_of_another_net_is_named(tmp_path: Path) -> None:
     pairs, recipe = [_pair("x1", 3.0, 1)], Recipe(listening=0, steps=1, real=2, hidden=16)
-    run = Trainer(recipe, pairs, [], tmp_path)
+    run = _trainer(recipe, pairs, [], tmp_path)
     run.train()
     kept = torch.load(run.checkpoint, weights_only=True)
     kept["net"]["phones.weight"] = kept["net"].pop("said.weight")
     torch.save(kept, run.checkpoint)
     with pytest.raises(ValueError, match="another kind of net; give --out another folder"):
-        Trainer(recipe, pairs, [], tmp_path)
+        _trainer(recipe, pairs, [], tmp_path)
 
 
 def test_batches_repeat_and_have_the_documented_shapes() -> None:
@@ -243,7 +260,7 @@ def test_mirroring_twice_is_nothing() -> None:
 
 def test_the_held_out_people_are_never_learnt_from(tmp_path: Path) -> None:
     pairs = [_pair("a02_x", 3, 1), _pair("a12_x", 3, 2), _pair("x1", 3, 3)]
-    run = Trainer(Recipe(steps=1, held_out=("a02",)), pairs, [], tmp_path)
+    run = _trainer(Recipe(steps=1, held_out=("a02",)), pairs, [], tmp_path)
     assert {bank.person for bank in run.sampler.banks} == {"x1"}
     assert [pair.name for pair in run.held_out] == ["a02_x", "a12_x"], "one person, two clips"
 
@@ -254,10 +271,10 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
     recipe = Recipe(steps=5, real=2, synthetic=1, hidden=16, held_out=("x2",))
     pairs, said = [_pair("x1", 5.0, 1), _pair("x2", 4.0, 2)], [_spoken()]
 
-    through = Trainer(recipe, pairs, said, tmp_path / "through")
+    through = _trainer(recipe, pairs, said, tmp_path / "through")
     through.train()
 
-    stopped = Trainer(recipe, pairs, said, tmp_path / "stopped")
+    stopped = _trainer(recipe, pairs, said, tmp_path / "stopped")
     draw = stopped.sampler.batch
 
     def until_three(step: int, real: int, synthetic: int) -> tuple[F32, F32, F32, F32]:
@@ -268,7 +285,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(stopped.sampler, "batch", until_three)
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
-    resumed = Trainer(recipe, pairs, said, tmp_path / "stopped")
+    resumed = _trainer(recipe, pairs, said, tmp_path / "stopped")
     assert resumed.step == 2
     resumed.train()
     for name, tensor in through.tensors().items():
@@ -279,7 +296,7 @@ def test_a_short_run_learns_and_its_spread_is_matched(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     recipe = Recipe(steps=60, real=6, synthetic=0, hidden=24, dropout=0.0, rate=8e-3, held_out=("x3",))
     pairs = [_pair("x1", 6.0, 1), _pair("x2", 6.0, 2), _pair("x3", 6.0, 3)]
-    run = Trainer(recipe, pairs, [], tmp_path)
+    run = _trainer(recipe, pairs, [], tmp_path)
     run.train()
     assert np.mean(run.losses[-10:]) < 0.8 * np.mean(run.losses[:5])
     tensors = calibrate(run.tensors(), run.held_out, pairs)
@@ -290,28 +307,30 @@ def test_a_short_run_learns_and_its_spread_is_matched(tmp_path: Path) -> None:
     assert "| x3 |" in table([found])
 
 
-def test_calibration_shuts_lips_that_are_told_nearly_shut(tmp_path: Path) -> None:
-    """Bug: outputs were widened round their mean, and lips shut for 23 % of the time were told so for 7 %."""
+def test_calibration_widens_the_opening_from_shut(tmp_path: Path) -> None:
+    """Bug: outputs were widened round their mean, and lips that had been told shut parted."""
     torch.set_num_threads(1)
     pairs = [_pair("x1", 3.0, 1), _pair("x2", 3.0, 2)]
-    before = Trainer(Recipe(steps=1, hidden=16, held_out=("x2",)), pairs, [], tmp_path).tensors()
+    before = _trainer(Recipe(steps=1, hidden=16, held_out=("x2",)), pairs, [], tmp_path).tensors()
     # Gates out of reach, so that the gain is the opening's alone.
     before["gate_points"] = np.array([2, 3, -2, -1], np.float32)
     after = calibrate(before, pairs[1:], pairs)
+
+    def shut(tensors: dict[str, F32]) -> list[bool]:
+        values, _ = run(SpeechToExpression(tensors), pairs[1].sound, pairs[1].times)
+        return [bool(value == 0) for value in values[:, 0]]
+
+    assert 0 < np.mean(shut(before)) < 1
     for other in (after, calibrate_like(before, [after], [_spoken()])):
         gain = other["spread"][0] / before["spread"][0]
-        assert other["mean"][0] == pytest.approx(gain * (before["mean"][0] - SHUT_AT), rel=1e-4)
-
-    def shut(tensors: dict[str, F32]) -> float:
-        values, _ = run(SpeechToExpression(tensors), pairs[1].sound, pairs[1].times)
-        return float((values[:, 0] < 0.012).mean())
-
-    assert shut(after) > shut(before)
+        assert abs(gain - 1) > 0.05
+        assert other["mean"][0] == pytest.approx(gain * before["mean"][0], rel=1e-4)
+        assert shut(other) == shut(before)
 
 
 def test_nets_that_learnt_nothing_are_named(tmp_path: Path) -> None:
     pairs = [_pair("x1", 3.0, 1), _pair("x2", 3.0, 2)]
-    tensors = Trainer(Recipe(steps=1, hidden=16, held_out=("x2",)), pairs, [], tmp_path).tensors()
+    tensors = _trainer(Recipe(steps=1, hidden=16, held_out=("x2",)), pairs, [], tmp_path).tensors()
     tensors["spread"] = np.zeros_like(tensors["spread"])
     tensors["gate_points"] = np.array([2, 3, -2, -1], np.float32)
     with pytest.raises(NothingLearntError, match="lips that hardly move"):
