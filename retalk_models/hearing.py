@@ -40,8 +40,8 @@ LAYERS = 3
 _WIDTH = 288
 
 WIDTH = LAYERS * _WIDTH
-"""Values that a frame has: what each layer gives, in turn. The lower one knows less of words, but more of
-when."""
+"""Values that a frame has: what each layer gives, in turn. Lower ones know less of words, but more of
+when they are said."""
 
 _AGAIN = 8
 """Newest frames that are computed anew for an answer, because they now see later ones."""

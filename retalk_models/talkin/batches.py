@@ -46,9 +46,9 @@ _NOISY, _ROOMY = 0.4, 0.4
 tail."""
 
 PRESS = 0.06
-"""How far beyond shut (canonical units) lips that are shut in speech count, as if they pressed on each other.
-Regression tells the mean of what might be, and a mean of shut and parted is parted; this is the price of
-missing a closure. Chosen with ridge regression on five folds over all people (the model card has it)."""
+"""How far below what was tracked (canonical units) the opening of lips counts that are shut in speech, as if
+they pressed on each other. Regression tells the mean of what might be, and a mean of shut and parted lips is
+parted: pressing pulls it under. Chosen on five folds over all people (the model card has the comparison)."""
 
 _RUN_FRAMES = RUN // HOP
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from retalk_models.hearing import FRAMES
 from retalk_models.picture import F32
-from retalk_models.talkin.batches import Bank
+from retalk_models.talkin.batches import F16, Bank
 from retalk_models.talkin.net import STEPS_PER_RUN
 
 _RIDGE = 6.0
@@ -22,10 +22,10 @@ def linear(banks: Sequence[Bank], mean: F32, spread: F32) -> tuple[F32, F32]:
     """
     steps = STEPS_PER_RUN
 
-    def seen(bank: Bank) -> F32:
-        return bank.said.reshape(len(bank.said), -1).astype(np.float32)
+    def seen(said: F16) -> F32:
+        return said.reshape(len(said), -1).astype(np.float32)
 
-    some = np.concatenate([seen(bank)[:: len(banks) // 64 + 1] for bank in banks])
+    some = np.concatenate([seen(bank.said[:: len(banks) // 64 + 1]) for bank in banks])
     centre, scale = some.mean(0), some.std(0) + 1e-6
     size = len(mean)
     inner = np.zeros((len(centre), len(centre)), np.float32)
@@ -35,7 +35,7 @@ def linear(banks: Sequence[Bank], mean: F32, spread: F32) -> tuple[F32, F32]:
         rows = bank.targets[: len(bank.said) * steps].reshape(-1, steps, bank.targets.shape[1])
         valid = (rows[:, :, -1] > 0.5).all(1)
         if valid.any():
-            heard = (seen(bank)[: len(rows)][valid] - centre) / scale
+            heard = (seen(bank.said[: len(rows)][valid]) - centre) / scale
             values = (rows[valid, :, :size] - mean) / spread
             # A person's own average is face, not voice.
             values = values - values.mean((0, 1))

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import load
 
 from retalk_models.engine import VOICE_RATE
-from retalk_models.hearing import RUN, WIDTH, HearingStream, speech_encoder
+from retalk_models.hearing import FRAMES, RUN, WIDTH, HearingStream, speech_encoder
 from retalk_models.picture import F32
 from retalk_models.speech import HOP, LevelTracker, MelSettings, MelStream, features
 
@@ -138,11 +138,10 @@ class _Weights:
 
 
 _COMMON = (
-    *("mean", "spread", "gate_points", "delay"),
+    *("mean", "spread", "gate_points", "delay", "snap"),
     *("gist_weight", "gist_bias", "linear_weight", "linear_bias", "linear_share"),
 )
-_SHARED = (*_COMMON, "snap")
-"""What joined nets have in common; files from before `snap` have none."""
+"""What joined nets have in common."""
 
 _REQUIRED = ("conv1.weight", "conv2.weight", "said.weight", "head.weight", "gates.weight")
 
@@ -152,9 +151,9 @@ def join(nets: Sequence[dict[str, F32]]) -> dict[str, F32]:
 
     What they have in common, as mean, spread and delay, is the first's.
     """
-    joined = {name: nets[0][name] for name in _SHARED if name in nets[0]}
+    joined = {name: nets[0][name] for name in _COMMON}
     for index, net in enumerate(nets):
-        joined |= {f"net{index}.{name}": value for name, value in net.items() if name not in _SHARED}
+        joined |= {f"net{index}.{name}": value for name, value in net.items() if name not in _COMMON}
     return joined
 
 
@@ -165,13 +164,13 @@ def _unpack(tensors: dict[str, F32], source: str) -> _Weights:
     missing = [name for name in (*required, *_COMMON) if name not in tensors]
     if missing:
         raise WeightsError(f"{source}: not weights of the expression net ({', '.join(missing)} missing)")
-    width = tensors["gist_weight"].shape[-1]
-    if width != WIDTH:
-        raise WeightsError(
-            f"{source}: these weights take {width} values of a frame of speech, hearing gives {WIDTH}; "
-            "they are of another version of retalk and must be trained anew"
-        )
-    snap = tensors.get("snap", np.zeros(2, np.float32))
+    for name, width in (("gist_weight", WIDTH), ("linear_weight", FRAMES * WIDTH)):
+        shape = tensors[name].shape
+        if len(shape) != 2 or shape[1] != width:
+            raise WeightsError(
+                f"{source}: {name} has the shape {shape}, what hearing gives takes (n, {width}); "
+                "the weights are of another version of retalk and must be trained anew"
+            )
     return _Weights(
         _stacked(tensors, prefixes),
         np.ascontiguousarray(tensors["gist_weight"].T, np.float32),
@@ -182,7 +181,7 @@ def _unpack(tensors: dict[str, F32], source: str) -> _Weights:
         tensors["mean"],
         tensors["spread"],
         tensors["gate_points"],
-        (float(snap[0]), float(snap[1])),
+        (float(tensors["snap"][0]), float(tensors["snap"][1])),
         int(tensors["delay"][0]),
     )
 
@@ -236,7 +235,8 @@ class SpeechToExpression:
     def __init__(self, tensors: dict[str, F32], source: str = "weights", digest: str = "") -> None:
         """tensors: as the training exports them.
 
-        Raises WeightsError where some are missing, SpeechEncoderError without what it hears with.
+        Raises WeightsError where some are missing or of another width, SpeechEncoderError without what it
+        hears with.
         """
         speech_encoder()
         self._weights = _unpack(tensors, source)

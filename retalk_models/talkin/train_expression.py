@@ -23,13 +23,12 @@ from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.corpus import read_catalogue
 from retalk_models.talkin.net import LOOK_AHEADS_MS, SpeechToExpression, join, weights_file
 from retalk_models.talkin.pairs import Pair, read_pairs, seconds_of
+from retalk_models.talkin.recipe import Material, Recipe
 from retalk_models.talkin.scores import ClipScore, score, table
 from retalk_models.talkin.synthetic import utterances
 from retalk_models.talkin.trainer import (
-    Material,
     NothingLearntError,
     OtherRunError,
-    Recipe,
     Trainer,
     calibrate,
     calibrate_like,

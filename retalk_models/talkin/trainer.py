@@ -1,10 +1,10 @@
-"""One training run of the expression net: recipe, loss, loop with checkpoints, calibration."""
+"""One training run of the expression net: loss, loop with checkpoints, calibration."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,7 @@ from retalk_models.hearing import HearingStream
 from retalk_models.picture import F32
 from retalk_models.speech import LevelTracker, features
 from retalk_models.talkin.basis import ExpressionBasis
-from retalk_models.talkin.batches import Bank, Sampler, powers, real_banks, synthetic_banks
-from retalk_models.talkin.fits import gist, linear
+from retalk_models.talkin.batches import Sampler, powers
 from retalk_models.talkin.net import (
     LOOK_AHEADS_MS,
     STEP,
@@ -29,13 +28,14 @@ from retalk_models.talkin.net import (
     step_position,
 )
 from retalk_models.talkin.pairs import Pair
-from retalk_models.talkin.recurrent import SAID, RecurrentNet
+from retalk_models.talkin.recipe import Material
+from retalk_models.talkin.recurrent import RecurrentNet
 from retalk_models.talkin.scores import correlation, run
 from retalk_models.talkin.synthetic import Utterance
 
 GATE_POINTS = (0.6, 0.95, 0.2, 0.5)
-"""Where the closure gate starts and ends to shut, and the speaking gate starts and ends to let through. An
-earlier closure gate knows less of real lips than the opening itself does, learnt with batches.PRESS."""
+"""Where the closure gate starts and ends to shut, and the speaking gate starts and ends to let through. A
+closure gate that shuts sooner knows less of real lips than the opening, learnt with batches.PRESS, does."""
 
 CHECKPOINT_EVERY = 100
 """Steps between checkpoints."""
@@ -53,29 +53,6 @@ MOST_GAIN = 1.6
 """Coefficients that can hardly be heard are not widened into noise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Everything that decides the result, besides the clips."""
-
-    seed: int = 0
-    listening: int = 250
-    """Steps on synthetic speech alone, before any lips: timing and closures come from there."""
-    steps: int = 100
-    """Steps on real and synthetic windows after that; beyond, the nets learn these five minutes by heart."""
-    real: int = 18
-    synthetic: int = 6
-    synthetic_seconds: float = 1500.0
-    listening_rate: float = 2e-3
-    rate: float = 7e-4
-    decay: float = 0.05
-    hidden: int = 128
-    dropout: float = 0.5
-    unlikeness: float = 1.0
-    """Weight of 1 - r per window beside the distance."""
-    held_out: tuple[str, ...] = field(default=())
-    look_ahead_ms: int = LOOK_AHEADS_MS[0]
-
-
 def lip_effect(basis: ExpressionBasis) -> F32:
     """(K,) how far a unit of each coefficient moves a lip point, root mean square in canonical units."""
     lips = basis.vectors[:, list(OUTER_LIPS) + list(INNER_LIPS), :2]
@@ -87,19 +64,6 @@ def mirror_matrix(basis: ExpressionBasis) -> F32:
     index = mirror_index()
     flipped = basis.vectors[:, index] * np.array([-1, 1, 1], np.float32)
     return np.asarray(basis.project(flipped.reshape(-1, POINTS, 3)).T, np.float32)
-
-
-def _statistics(banks: Sequence[Bank]) -> tuple[F32, F32]:
-    """Mean and spread of every value while speaking, each clip counting alike."""
-    means, squares = [], []
-    for bank in banks:
-        rows = bank.targets[(bank.targets[:, -1] > 0.5) & (bank.targets[:, -2] > 0.5)][:, :-3]
-        if not len(rows):
-            continue  # a take with nothing but a pause in it
-        means.append(rows.mean(0))
-        squares.append((rows**2).mean(0))
-    mean = np.mean(means, axis=0)
-    return mean.astype(np.float32), np.sqrt(np.mean(squares, axis=0) - mean**2).astype(np.float32)
 
 
 class OtherRunError(ValueError):
@@ -241,43 +205,8 @@ def calibrate_like(
     return tensors
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Material:
-    """What a recipe learns from, and what is found from it at once: the same for nets of any seed.
-
-    pairs: all clips, those held out among them. banks, made: real and synthetic recordings to learn from.
-    components, member: weight and bias of fits.gist and fits.linear.
-    """
-
-    recipe: Recipe
-    pairs: Sequence[Pair]
-    banks: Sequence[Bank]
-    made: Sequence[Bank]
-    mean: F32
-    spread: F32
-    components: tuple[F32, F32]
-    member: tuple[F32, F32]
-
-    @classmethod
-    def of(
-        cls, recipe: Recipe, pairs: Sequence[Pair], said: Sequence[Utterance], cache: Path | None = None
-    ) -> Material:
-        """cache: where what is said in the clips and the synthetic speech is kept between runs."""
-        delay = delay_of(recipe.look_ahead_ms)
-        known = [pair for pair in pairs if pair.person not in recipe.held_out]
-        banks = real_banks(known, delay, cache=cache)
-        made = synthetic_banks(said, delay, cache)
-        mean, spread = _statistics(banks)
-        return cls(
-            recipe if made else replace(recipe, listening=0, synthetic=0),
-            pairs,
-            banks,
-            made,
-            mean,
-            spread,
-            gist(banks, SAID),
-            linear(banks, mean, spread),
-        )
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 class Trainer:
@@ -316,7 +245,7 @@ class Trainer:
                     f"{self.checkpoint} is of a net that hears {heard_ms} ms ahead, not "
                     f"{recipe.look_ahead_ms}; give --out another folder, or delete it"
                 )
-            if kept["net"].keys() != self.net.state_dict().keys():
+            if _shapes(kept["net"]) != _shapes(self.net.state_dict()):
                 raise OtherRunError(
                     f"{self.checkpoint} is of another kind of net; give --out another folder, or delete it"
                 )
@@ -336,6 +265,7 @@ class Trainer:
             with torch.no_grad():
                 value = net(torch.from_numpy(heard[None]), torch.from_numpy(said[None]))[0][0].numpy()
             value = value * self.spread + self.mean
+            value[:, 0] = np.maximum(value[:, 0], 0)
             seconds = np.array([step_position(0, j, self.delay) for j in range(len(value))]) / VOICE_RATE
             inside = (seconds > max(0.0, pair.times[0])) & (seconds < pair.times[-1])
             truth, value = pair.at(seconds[inside]), value[inside]

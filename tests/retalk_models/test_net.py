@@ -254,9 +254,12 @@ def test_bad_weights_are_named(tmp_path: Path) -> None:
 def test_weights_that_heard_otherwise_are_named() -> None:
     """Bug: nets of an encoder with other layers loaded, and the first run of a voice raised."""
     _, tensors = _tensors()
-    tensors["gist_weight"] = tensors["gist_weight"][:, :288]
-    with pytest.raises(WeightsError, match=f"mine: these weights take 288 values .* gives {WIDTH}; "):
-        SpeechToExpression(tensors, "mine")
+    for name, width in (("gist_weight", WIDTH), ("linear_weight", FRAMES * WIDTH)):
+        rows = len(tensors[name])
+        for shape in ((rows, width // 3), (rows * width,), ()):
+            other = tensors | {name: np.zeros(shape, np.float32)}
+            with pytest.raises(WeightsError, match=rf"mine: {name} has the shape .* takes \(n, {width}\); "):
+                SpeechToExpression(other, "mine")
 
 
 def test_joined_nets_speak_their_average() -> None:
