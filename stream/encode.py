@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -32,9 +35,22 @@ _KEYFRAME_EVERY_US = 1_000_000
 _GROUP_US = 2_000_000
 """No group of pictures lasts longer: an encoder counts pictures, and a camera may give few a second."""
 
+_YIELDING = 5
+"""The niceness of encoders: a quarter of a core where an engine wants the same one, else all that is free."""
+
 _LEAST_BPS = 150_000
 _STEADY = 0.05
 _SHARP_FALL = 0.15
+
+
+def _yield_to_engines() -> None:
+    """Let this thread wait where cores are scarce: what is drawn late is lost, what is encoded late is late.
+
+    Elsewhere than on Linux niceness is the whole process's.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(_YIELDING, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 class SubscriptionClosed(Exception):
@@ -254,7 +270,7 @@ class EncodedHub:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        executor = ThreadPoolExecutor(1, "retalk-encode")
+        executor = ThreadPoolExecutor(1, "retalk-encode", _yield_to_engines)
         try:
             while True:
                 while self._waiting:

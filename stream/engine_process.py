@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from retalk_models.engine import Engine, EngineOptions, EngineSession, EngineWindow
+from stream.changes import changes_of
 from stream.engine_line import EngineLine
 from stream.memory import return_memory
 
@@ -75,7 +76,7 @@ class _Host:
                 return self._open(request.argument)
             case "process":
                 window: EngineWindow = request.argument
-                return self._sessions[request.session].process(window)
+                return changes_of(window, self._sessions[request.session].process(window))
             case "close":
                 session = self._sessions.pop(request.session, None)
                 if session is not None:

@@ -53,13 +53,15 @@ def rotated(picture: Picture, rotate: int) -> Picture:
 def frame_of(picture: Picture) -> av.VideoFrame:
     """A yuv420p frame of the picture, an odd edge left off: what live codecs take.
 
-    Raises ValueError where nothing would be left.
+    Where it can be it is the picture's own memory. Raises ValueError where nothing would be left.
     """
     width, height = picture.width & ~1, picture.height & ~1
     if not width or not height:
         raise ValueError(f"a picture of {picture.width}x{picture.height} has no 2x2 pixels to encode")
     if (width, height) == (picture.padded_width, picture.padded_height):
-        return av.VideoFrame.from_ndarray(picture.planes, format="yuv420p")
+        # PyAV takes a buffer's height for a multiple of four.
+        take = av.VideoFrame.from_ndarray if height % 4 else av.VideoFrame.from_numpy_buffer
+        return take(picture.planes, format="yuv420p")
     frame = av.VideoFrame(width, height, "yuv420p")
     for index, plane in enumerate((picture.y, picture.u, picture.v)):
         _fill(frame, index, plane)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from retalk_models.engine import Engine, EngineOptions, EngineResult, EngineWindow, load_engine
+from stream.changes import Changes, applied
 from stream.engine_lane import EngineLane, EngineProcessLost
 from stream.engine_process import Description
 
@@ -42,7 +43,12 @@ def load_to_serve(
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if name in _LANED else 0
     load = partial(load_engine, name, device, look_ahead_ms)
-    return ProcessEngine(load, processes) if processes else load()
+    if not processes:
+        return load()
+    engine = ProcessEngine(load, processes)
+    # Now, not beside the first session: loading takes a core for seconds, and that one's first impression.
+    engine.prepare()
+    return engine
 
 
 def ask(engine: Engine, question: Callable[[Engine], T]) -> T:
@@ -63,8 +69,8 @@ class ProcessSession:
         return self._lane.number
 
     def process(self, window: EngineWindow) -> EngineResult:
-        result: EngineResult = self._lane.call("process", self._number, window)
-        return result
+        changes: Changes = self._lane.call("process", self._number, window)
+        return applied(window, changes)
 
     def close(self) -> None:
         if self._closed:

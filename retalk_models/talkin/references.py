@@ -33,6 +33,9 @@ shown none, and who has only smiled neither."""
 _GOOD_ENOUGH = 0.58
 """A reference of lower quality looks worse than a drawn mouth."""
 
+_PAUSE_S = 0.1
+"""How long no mouth is looked at after one that was no better than those held: as a rule the next is not."""
+
 _CROSS_S = 0.12
 """A change of reference takes three frames at 25 a second."""
 
@@ -65,7 +68,7 @@ class MouthReferences:
         self._drawn: MouthTexture | None = None
         self._before: MouthTexture | None = None
         self._crossed = 1.0
-        self._waited = 0.0
+        self._waited = self._pause_s = 0.0
         self._last: tuple[F32, float] | None = None
 
     @property
@@ -92,6 +95,9 @@ class MouthReferences:
         """
         centre = face.points[[13, 14, _LEFT, _RIGHT], :2].mean(axis=0)
         last, self._last = self._last, (centre, face.opening)
+        self._pause_s -= elapsed_s
+        if self._pause_s > 0:
+            return
         if face.opening < _OPEN_ENOUGH or abs(face.pose.yaw) > 0.6 or abs(face.pose.pitch) > 0.5:
             return
         if _width(face.shape) < _PUCKERED * _rest_width(neutral):
@@ -109,6 +115,8 @@ class MouthReferences:
         quality = texture_quality(texture, face.opening) - 0.4 * min(1.0, motion)
         if quality > _GOOD_ENOUGH and self._cache.wants(face.pose.yaw, face.pose.pitch, quality):
             self._cache.add(Reference(texture, face.pose.yaw, face.pose.pitch, quality))
+        elif self.count:
+            self._pause_s = _PAUSE_S
 
     def choose(
         self, pose: Pose, opening: float, lip_line: Opening, light: F32, elapsed_s: float

@@ -195,6 +195,33 @@ def test_a_puckered_mouth_is_no_reference() -> None:
             assert references.count == count
 
 
+def test_who_is_known_is_looked_at_less_often_and_still_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a smile that never got better was cut out and judged anew at every frame."""
+    from retalk_models.face.geometry import ObservedFace
+    from retalk_models.talkin import references as room
+
+    looked: list[int] = []
+    frame = 0
+
+    def cut(*given: object) -> MouthTexture | None:
+        looked.append(frame)
+        return cut_texture(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(room, "cut_texture", cut)
+    references = MouthReferences()
+    dull, wide = mouth_picture(0.14)
+    dull.y[:] = 90
+    picture, parted = mouth_picture(0.08)
+    for index in range(14):
+        frame, known = index, index == 4
+        face, opening = (parted, 0.08) if known else (wide, 0.14)
+        seen = ObservedFace(face, AT, template(), opening)
+        references.observe(picture if known else dull, seen, template(), PLANE, LIGHT, 0.04)
+        assert references.count == (index >= 4)
+    # At every frame while nobody is known; and at once after one was taken, the best one may be next.
+    assert looked == [0, 1, 2, 3, 4, 5, 8, 11]
+
+
 def test_without_a_reference_the_mouth_is_drawn_and_the_change_to_a_real_one_crosses_over() -> None:
     from retalk_models.face.geometry import ObservedFace
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import pytest
 
@@ -100,6 +101,15 @@ def test_shrink_keeps_shape_and_mean() -> None:
     assert (small.width, small.height) == (200, 100)
     assert abs(small.y.mean() - picture.y[60:260, 100:500].mean()) < 1
     assert shrink(picture, Box(0, 0, 100, 80), 320).width == 100
+
+
+@pytest.mark.parametrize("side", [1002, 700, 420])
+def test_fine_grain_does_not_come_through_where_a_picture_is_shrunk(side: int) -> None:
+    shrunk = shrink(noise(1200, 1200), Box(100, 60, 100 + side, 60 + side), 320).y
+    by_area = cv2.resize(
+        noise(1200, 1200).y[60 : 60 + side, 100 : 100 + side], (320, 320), interpolation=cv2.INTER_AREA
+    )
+    assert shrunk.std() < 1.35 * by_area.std()
 
 
 def test_one_euro_is_steady_at_rest_and_quick_in_motion() -> None:

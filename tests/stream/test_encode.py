@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -208,6 +210,33 @@ async def test_a_picture_of_another_size_remakes_the_encoder() -> None:
     assert [packet.keyframe for packet in packets] == [True, False, True, False]
     assert (packets[-1].width, packets[-1].height) == (160, 96)
     assert decode("H264", packets[2:])[-1].width == 160
+
+
+@pytest.mark.parametrize(("width", "height", "fastest"), [(1280, 720, False), (1920, 1080, True)])
+def test_the_largest_pictures_are_encoded_fastest_and_keep_what_hides_blocks(
+    width: int, height: int, fastest: bool
+) -> None:
+    packet = VideoEncoder("H264").encode(flat_picture(100, width, height), 0, 0, True, None)
+    assert packet is not None
+    if codecs.h264_encoder() != "libx264":
+        return
+    # x264 says in the stream how it was told to work.
+    for told, wanted in ((b"subme=0", fastest), (b"deblock=1:0:0", True), (b"aq=1:", True)):
+        assert (told in packet.data) == wanted, told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ELSEWHERE THAN ON LINUX threads have no niceness")
+async def test_encoders_let_engines_go_first() -> None:
+    async with hub() as bench:
+        bench.hub.subscribe()
+        await bench.show(picture(0), 3)
+        nice = {
+            thread.name.partition("_")[0]: os.getpriority(os.PRIO_PROCESS, thread.native_id)
+            for thread in threading.enumerate()
+            if thread.native_id is not None
+        }
+    assert nice["retalk-encode"] >= nice["MainThread"] + 1
+    assert nice["MainThread"] == os.getpriority(os.PRIO_PROCESS, 0), "the rest of the process is as it was"
 
 
 @pytest.mark.parametrize(("codec", "most_builds"), [("H264", 1), ("VP8", 3)])

@@ -37,6 +37,8 @@ def test_a_picture_survives_a_turn_and_back_exactly(size: tuple[int, int], turn:
 def test_frames_keep_every_sample() -> None:
     picture = Picture.from_rgb(np.random.default_rng(1).integers(0, 255, (50, 66, 3), dtype=np.uint8))
     np.testing.assert_array_equal(picture_of(frame_of(picture)).planes, picture.planes)
+    tall = Picture.from_rgb(np.random.default_rng(1).integers(0, 255, (52, 66, 3), dtype=np.uint8))
+    np.testing.assert_array_equal(picture_of(frame_of(tall)).planes, tall.planes)
     odd = Picture.from_rgb(np.random.default_rng(1).integers(0, 255, (51, 67, 3), dtype=np.uint8))
     assert (frame_of(odd).width, frame_of(odd).height) == (66, 50)
     full = full_frame_of(odd)
