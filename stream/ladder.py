@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from retalk_models.engine import Rung
 
-_TOO_MUCH = 0.9
+_TOO_MUCH = 0.95
 _TOO_MUCH_BEFORE_HALF_RATE = 1.0
 _FAR_TOO_MUCH = 1.2
 _MORE_AT_FIRST = 0.3
@@ -31,7 +31,7 @@ class QualityLadder:
 
     Load is the wall time from a window's submission to its result over the time that the window covers, meant
     over 25 windows, a second at the usual rate, so that a slow window or a short burst is left to the playout
-    delay to absorb. Down one rung when load passes 0.9, before a backlog can form, when eight windows in a
+    delay to absorb. Down one rung when load passes 0.95, before a backlog can form, when eight windows in a
     row come to 1.2 on average, or when three in a row are late; up one when load stayed below 0.7 for three
     seconds, twice as long after every step that had to be taken back. Half the frame rate is seen by
     everybody, so it is kept for a load of 1, and left below 0.65. In a session's first two seconds, while

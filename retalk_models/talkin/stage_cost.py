@@ -18,7 +18,7 @@ _FACE_PX = 100.0
 """Distance of the eyes' outer corners: a head that fills half of the frame."""
 
 _OPENING = 0.06
-_ROUNDS = 8
+_ROUNDS = 16
 
 
 def milliseconds(renderer: Renderer, basis: ExpressionBasis) -> float:

@@ -183,7 +183,7 @@ def test_a_backlog_that_grows_costs_a_rung_within_half_a_second() -> None:
 
 def test_half_the_rate_is_not_taken_while_every_window_is_done_before_the_next() -> None:
     ladder = QualityLadder()
-    drive(ladder, 0, 30, 38_000)
+    drive(ladder, 0, 30, 39_000)
     assert rung(ladder) == Rung.NO_ENHANCEMENT
     drive(ladder, 30_000_000, 1.1, 42_000)
     assert rung(ladder) == Rung.HALF_RATE
