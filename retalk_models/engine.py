@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -49,6 +49,14 @@ class FaceState(StrEnum):
     EDGE = "edge"
 
 
+class Film(Hashable, Protocol):
+    """A source that is there before it is shown. Equal to every other of the same pictures; picklable."""
+
+    def pictures(self) -> Iterator[tuple[Picture, int]]:
+        """Its pictures as the session will be given them, and their times in microseconds from the first."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """What a session asks of its engine, fixed for the session's life.
@@ -56,6 +64,7 @@ class EngineOptions:
     patient: there is time for everything, so the same input must give the same output: nothing is left to be
     ready when it is ready.
     person: weights adapted to the person shown, see `person_file`; for engines that have such.
+    film: what the session will be shown, for engines that learn from it beforehand; None: a camera.
     """
 
     idle: Idle = Idle.SOURCE
@@ -63,6 +72,7 @@ class EngineOptions:
     template: Template = Template.NEUTRAL
     patient: bool = False
     person: Path | None = None
+    film: Film | None = None
 
 
 def person_file(video: Path) -> Path:

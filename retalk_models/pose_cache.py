@@ -3,6 +3,7 @@ minutes."""
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -74,6 +75,13 @@ class PoseCache(Generic[T]):
     def clear(self) -> None:
         self._kept.clear()
         self._since.clear()
+
+    def copy(self) -> PoseCache[T]:
+        """The same references, to be added to by itself; how often they were sought is not copied."""
+        other = copy(self)
+        other._kept, other._since = dict(self._kept), dict(self._since)
+        other._hits = other._misses = 0
+        return other
 
     def age(self, elapsed_s: float) -> None:
         """Let time pass."""

@@ -20,7 +20,7 @@ from retalk_models.engine import ClosingEngine, Engine
 from server.capacity import carried, climb
 from stream.bench import Cost, Live, measure_cost, measure_live
 from stream.material import load_material
-from stream.process_engine import ProcessEngine, ask, load_to_serve
+from stream.process_engine import SPARE, ProcessEngine, ask, load_to_serve
 from stream.sample import sample_presenter
 from stream.stats import Spread
 
@@ -103,7 +103,8 @@ def _served(engine_name: str, device: str, sessions: int) -> Iterator[Engine]:
     engine = load_to_serve(engine_name, device)
     try:
         if isinstance(engine, ProcessEngine):
-            engine.prepare(sessions, wait=True)
+            # As on a server, whose spare processes have loaded long ago: one takes a core for seconds.
+            engine.prepare(sessions + SPARE, wait=True)
         yield engine
     finally:
         if isinstance(engine, ClosingEngine):

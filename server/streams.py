@@ -24,7 +24,7 @@ from stream.admission import Admission, Demand, measure_demand
 from stream.batch_cost import measure_calls
 from stream.clock import MonotonicClock
 from stream.errors import InputError
-from stream.files import VideoFile
+from stream.files import FilmOf, VideoFile
 from stream.material import Material, load_material
 from stream.media import PLAYOUT_RATE
 from stream.process_engine import ProcessEngine, ask, load_to_serve
@@ -78,6 +78,7 @@ class Streams:
             idle=plan.idle,
             mark=plan.mark,
             person=adapted(plan.presenter),
+            film=None if plan.presenter is None else FilmOf.file(plan.presenter, bt601=True),
         )
         return Session(config, self.engine, clock=MonotonicClock(), runner=self._runner)
 

@@ -52,6 +52,37 @@ class FileFrame:
     pts: int
 
 
+@dataclass(frozen=True, slots=True)
+class FilmOf:
+    """A video file as a film that an engine may look at beforehand, see retalk_models.engine.Film.
+
+    changed_ns, size: of the file; another file in its place is another film.
+    """
+
+    path: Path
+    bt601: bool
+    changed_ns: int
+    size: int
+
+    @classmethod
+    def file(cls, path: Path, *, bt601: bool = False) -> FilmOf | None:
+        """None where there is no such file: who shows it says what is wrong with it."""
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return cls(path.absolute(), bt601, found.st_mtime_ns, found.st_size)
+
+    def pictures(self) -> Iterator[tuple[Picture, int]]:
+        """Its pictures, forward, and their times in microseconds; none where it cannot be read."""
+        try:
+            with VideoFile(self.path, bt601=self.bt601) as video:
+                for frame in video.once():
+                    yield frame.picture, video.time_us(frame.pts)
+        except InputError:
+            return
+
+
 class VideoFile:
     """A video file or still image whose frames are read forward once and then, if asked, back and forth.
 

@@ -15,7 +15,7 @@ import numpy as np
 from retalk_models.engine import Engine, Idle, Template, adapted, load_engine
 from stream.clock import Clock, MonotonicClock, VirtualClock
 from stream.errors import InputError
-from stream.files import AudioFile, VideoFile
+from stream.files import AudioFile, FilmOf, VideoFile
 from stream.filesink import FileShape, FileSink
 from stream.media import PLAYOUT_RATE
 from stream.outputs import check_film, check_report, partial_beside
@@ -74,6 +74,7 @@ def dub(
             seed=seed,
             template=Template(template),
             person=adapted(source),
+            film=FilmOf.file(source),
             adaptive=realtime,
             figures_kept=_FIGURES,
         )

@@ -25,7 +25,7 @@ _OPEN_S, _CLOSE_S = 15.0, 5.0
 _COMING_S = 10.0
 """How long a session waits for a process that somebody else has begun to start."""
 
-_FREE = 2
+SPARE = 2
 """Processes kept for the next sessions: one takes seconds to start, and a session stays where it began."""
 
 _LANED = ("talkin",)
@@ -43,12 +43,7 @@ def load_to_serve(
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if name in _LANED else 0
     load = partial(load_engine, name, device, look_ahead_ms)
-    if not processes:
-        return load()
-    engine = ProcessEngine(load, processes)
-    # Now, not beside the first session: loading takes a core for seconds, and that one's first impression.
-    engine.prepare()
-    return engine
+    return ProcessEngine(load, processes) if processes else load()
 
 
 def ask(engine: Engine, question: Callable[[Engine], T]) -> T:
@@ -149,7 +144,7 @@ class ProcessEngine:
             return ProcessSession(lane, number, self._leave)
         raise EngineProcessLost(f"no process of engine {self.name!r} stays alive")
 
-    def prepare(self, free: int = _FREE, *, wait: bool = False) -> None:
+    def prepare(self, free: int = SPARE, *, wait: bool = False) -> None:
         """Begin to start processes until so many have no session, or there are as many as may be."""
         with self._change:
             if self._starting is None or not self._starting.is_alive():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from retalk_models.engine import Engine, EngineOptions, Idle, Template
+from retalk_models.engine import Engine, EngineOptions, Film, Idle, Template
 from retalk_models.picture import Picture
 from stream.clock import Bell, Clock
 from stream.encode import EncodedHub
@@ -44,6 +44,7 @@ class SessionConfig:
     adaptive, for which the engine has no more time than for one that is.
     engine_timeout_us: an engine that has not answered for so long has failed.
     person: weights adapted to the person shown, None for the bundled ones.
+    film: what the source will show, where that is known beforehand.
     mark: whether the visible "made by a machine" mark is drawn.
     source_frames: how many frames may wait to be taken. figures_kept: values that percentiles are made of.
     """
@@ -59,6 +60,7 @@ class SessionConfig:
     seed: int = 0
     template: Template = Template.NEUTRAL
     person: Path | None = None
+    film: Film | None = None
     adaptive: bool = True
     hurried: bool = False
     engine_timeout_us: int = 2_000_000
@@ -83,6 +85,7 @@ class SessionConfig:
             self.template,
             patient=not (self.adaptive or self.hurried),
             person=self.person,
+            film=self.film,
         )
 
 

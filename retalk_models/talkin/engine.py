@@ -39,10 +39,9 @@ from retalk_models.talkin.enhance import (
     hold_to_one_thread,
 )
 from retalk_models.talkin.net import LOOK_AHEADS_MS, Expression, SpeechToExpression, weights_file
-from retalk_models.talkin.references import MouthReferences
 from retalk_models.talkin.render import Drawing, draw, face_width, teeth_plane
 from retalk_models.talkin.stage_cost import milliseconds
-from retalk_models.talkin.target import TargetGeometry
+from retalk_models.talkin.study import Learnt, Studies
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +94,8 @@ class TalkinEngine:
         look_ahead: int = 0,
     ) -> None:
         self._look_ahead = look_ahead
-        self._speech, self._basis, self._weights = speech, basis, dict(weights)
-        self._live = live
+        self._speech, self._weights = speech, dict(weights)
+        self._live, self._studies = live, Studies(basis)
         self._renderer, self._device = renderer, device
 
     @classmethod
@@ -167,7 +166,8 @@ class TalkinEngine:
                 renderer = NetRenderer(self._device, options.person)
             except (ValueError, OSError) as error:
                 logger.warning("%s; the shipped rendering net is used, or adapt anew", error)
-        return TalkinSession(self._speech.open_stream(), self._basis, options, renderer)
+        learnt = self._studies.of(options.film, options.patient)
+        return TalkinSession(self._speech.open_stream(), learnt, options, renderer)
 
 
 def _check_device(device: str) -> str:
@@ -195,14 +195,13 @@ class TalkinSession:
     def __init__(
         self,
         stream: ExpressionStream,
-        basis: ExpressionBasis,
+        learnt: Learnt,
         options: EngineOptions,
         renderer: Renderer | None = None,
     ) -> None:
         self._stream = stream
-        self._enhancement = Enhancement(renderer) if renderer is not None else None
-        self._geometry = TargetGeometry(basis)
-        self._references = MouthReferences()
+        self._geometry, self._references = learnt.geometry, learnt.references
+        self._enhancement = Enhancement(renderer, learnt.views) if renderer is not None else None
         self._watch = FaceWatch(self._geometry, self._forget)
         self._gates = SpeakingGates(options.idle)
         self._epoch: int | None = None

@@ -109,9 +109,10 @@ class _Answer:
 class Enhancement:
     """One session's views and memory. Not thread-safe."""
 
-    def __init__(self, renderer: Renderer) -> None:
+    def __init__(self, renderer: Renderer, views: PersonViews | None = None) -> None:
+        """views: what is known of the person already."""
         self._renderer = renderer
-        self._views = PersonViews()
+        self._views = PersonViews() if views is None else views
         self._last: _Answer | None = None
 
     def reset(self) -> None:

@@ -71,6 +71,12 @@ class MouthReferences:
         self._waited = self._pause_s = 0.0
         self._last: tuple[F32, float] | None = None
 
+    def copy(self) -> MouthReferences:
+        """The same references, none of them chosen yet."""
+        other = MouthReferences()
+        other._cache = self._cache.copy()
+        return other
+
     @property
     def count(self) -> int:
         """References of the person's own held now."""

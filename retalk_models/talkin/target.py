@@ -119,6 +119,11 @@ class TargetGeometry:
         self._neutral = None
         self._settle = np.zeros(3, np.float32)
 
+    def begin_anew(self) -> None:
+        """Another moment of the same person: what was learnt stays, what was in motion does not."""
+        self._filter.reset()
+        self._settle = np.zeros(3, np.float32)
+
     @property
     def range(self) -> OpeningRange:
         return self._range

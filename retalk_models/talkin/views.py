@@ -118,6 +118,12 @@ class PersonViews:
         self._kind = self._shown = Kind.SHUT
         self._last: tuple[F32, float] | None = None
 
+    def copy(self) -> PersonViews:
+        """The same views, none of them chosen yet."""
+        other = PersonViews()
+        other._kept = {kind: cache.copy() for kind, cache in self._kept.items()}
+        return other
+
     def observe(self, picture: Picture, face: ObservedFace, neutral: F32, elapsed_s: float) -> None:
         """Keep this frame if it is a good view of either kind."""
         centre = face.points[[13, 14, 78, 308], :2].mean(axis=0)

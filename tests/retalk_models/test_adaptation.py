@@ -266,20 +266,8 @@ def test_damaged_weights_of_a_person_cost_no_dub(tmp_path: Path, caplog: pytest.
     assert "the shipped rendering net is used" in caplog.text
 
 
-class _Asked(FakeEngine):
-    """Keeps what its sessions were opened with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.options: list[EngineOptions] = []
-
-    def open_session(self, options: EngineOptions) -> EngineSession:
-        self.options.append(options)
-        return super().open_session(options)
-
-
 def test_a_file_with_weights_beside_it_is_dubbed_with_them(tmp_path: Path) -> None:
-    video, sound, engine = tmp_path / "anna.mp4", tmp_path / "in.wav", _Asked()
+    video, sound, engine = tmp_path / "anna.mp4", tmp_path / "in.wav", FakeEngine()
     write_video(video, 5)
     write_sound(sound, tone(200))
     dub(video, sound, tmp_path / "one.mp4", engine=engine)
@@ -291,7 +279,7 @@ def test_a_file_with_weights_beside_it_is_dubbed_with_them(tmp_path: Path) -> No
 async def test_a_presenter_with_weights_beside_it_is_shown_with_them(tmp_path: Path) -> None:
     video = tmp_path / "anna.mp4"
     write_video(video, 5)
-    streams = Streams(_Asked())
+    streams = Streams(FakeEngine())
     persons = []
     for presenter in (None, video):
         persons.append((await streams.open(SessionPlan(presenter, 400, Idle.REST, True))).config.person)

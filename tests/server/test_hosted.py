@@ -8,6 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,13 +18,17 @@ from server.hosted import HostedSession, SessionPlan
 from server.metrics import Metrics
 from server.peers import Role
 from server.settings import Settings
+from server.streams import Streams
 from stream.clock import Bell, MonotonicClock
 from stream.encode import EncodedHub
+from stream.files import FilmOf
 from stream.rtp_time import SenderClock
 from stream.source import SourceBuffer
 from stream.stats import Counts, Figures, SessionState, SessionStats
 from stream.voice import VoiceTrack
+from tests.stream.fakes import FakeEngine
 from tests.stream.harness import running as running_stream
+from tests.stream.media_files import write_video
 
 
 class ScriptedStream:
@@ -137,3 +142,16 @@ async def test_inlets_of_ended_peers_are_let_go_and_still_counted() -> None:
     assert before == 2 + 3
     assert [one() for one in held] == [None, None]
     await session.close()
+
+
+async def test_a_presenter_is_a_film_that_the_engine_may_look_at_and_a_camera_is_none(tmp_path: Path) -> None:
+    video = tmp_path / "anna.mp4"
+    write_video(video, 5)
+    streams = Streams(FakeEngine())
+    films = [
+        (await streams.open(SessionPlan(source, 400, Idle.REST, True))).config.engine_options().film
+        for source in (None, video)
+    ]
+    assert films == [None, FilmOf.file(video, bt601=True)]
+    assert films[1] is not None
+    await streams.close()

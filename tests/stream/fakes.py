@@ -61,6 +61,7 @@ class FakeEngine:
         self.opening = opening
         self._look_ahead_us = look_ahead_us
         self.windows: list[EngineWindow] = []
+        self.options: list[EngineOptions] = []
         self.opened = 0
         self.closed = 0
 
@@ -84,6 +85,7 @@ class FakeEngine:
         if self.opening is not None:
             self.opening()
         self.opened += 1
+        self.options.append(options)
         return _FakeSession(self)
 
 

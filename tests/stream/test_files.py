@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from retalk_models.picture import Picture
 from stream.clock import VirtualClock
 from stream.errors import InputError
-from stream.files import AudioFile, VideoFile
+from stream.files import AudioFile, FilmOf, VideoFile
 from stream.frames import frame_of, full_frame_of, picture_of, rotated
 from stream.presenter import present
 from stream.source import SourceBuffer
@@ -44,6 +45,25 @@ def test_frames_keep_every_sample() -> None:
     full = full_frame_of(odd)
     assert (full.width, full.height, full.format.name) == (67, 51, "yuv444p")
     np.testing.assert_array_equal(full.to_ndarray()[0], odd.y[:51, :67])
+
+
+def test_a_film_is_its_file_as_it_is_now(tmp_path: Path) -> None:
+    path = tmp_path / "in.mp4"
+    assert FilmOf.file(path) is None
+    write_video(path, 7)
+    film = FilmOf.file(path)
+    assert film is not None
+    assert pickle.loads(pickle.dumps(film)) == film == FilmOf.file(path)
+    assert film != FilmOf.file(path, bt601=True)
+    with VideoFile(path) as video:
+        shown = [(frame.picture, video.time_us(frame.pts)) for frame in video.once()]
+    for (picture, time_us), (own, own_us) in zip(film.pictures(), shown, strict=True):
+        assert time_us == own_us
+        np.testing.assert_array_equal(picture.planes, own.planes)
+    write_video(path, 9)
+    assert FilmOf.file(path) != film
+    path.write_bytes(b"no film")
+    assert list(film.pictures()) == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 33, 70])

@@ -15,6 +15,7 @@ import pytest
 
 from retalk_models.engine import EngineWindow
 from stream.errors import InputError
+from stream.files import FilmOf
 from stream.frames import picture_of
 from stream.offline import dub
 from tests.stream.fakes import BOX, FakeEngine
@@ -38,6 +39,17 @@ def test_frames_keep_their_number_times_and_size(tmp_path: Path) -> None:
     assert [number_of(picture_of(f).y) for f in after[1]] == list(range(10))
     assert report["frames"] == report["dubbed"] == 10
     assert report["late"] == report["faults"] == 0
+
+
+@pytest.mark.parametrize("realtime", [False, True])
+def test_the_engine_may_look_at_the_film_beforehand(tmp_path: Path, realtime: bool) -> None:
+    video, audio, out = make(tmp_path)
+    engine = FakeEngine()
+    dub(video, audio, out, engine=engine, realtime=realtime)
+    (asked,) = engine.options
+    assert asked.film is not None
+    assert asked.film == FilmOf.file(video)
+    assert asked.patient is not realtime
 
 
 @pytest.mark.parametrize(

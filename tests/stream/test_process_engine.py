@@ -275,15 +275,5 @@ def test_the_shipped_engine_dubs_elsewhere_as_here() -> None:
         elsewhere.close()  # type: ignore[attr-defined]
 
 
-def test_the_second_process_is_there_before_the_first_session() -> None:
-    """Bug: it was loaded beside the first session, whose first seconds it took a core from."""
-    engine = load_to_serve("talkin", "cpu", 2)
-    assert isinstance(engine, ProcessEngine)
-    try:
-        wait_until(lambda: len(engine._lanes) == 2, 60.0)
-    finally:
-        engine.close()
-
-
 def getattr_of(name: str, engine: object) -> object:
     return getattr(engine, name)
