@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import dataclass
+from math import inf
 from threading import Lock
 from time import perf_counter
 
@@ -84,16 +85,18 @@ class _Scene:
 
 
 def study(film: Film | None, basis: ExpressionBasis, within_s: float | None = None) -> Learnt:
-    """Look at a film's beginning, up to its first cut. within_s: and for no longer than that."""
+    """Look at a film's beginning, up to its first cut. within_s: and for no longer than that after its first
+    picture, whose look makes everything ready."""
     learnt = Learnt(TargetGeometry(basis), MouthReferences(), PersonViews())
     if film is None:
         return learnt
-    began_s, scene = perf_counter(), _Scene(learnt.geometry)
+    scene = _Scene(learnt.geometry)
     watch = FaceWatch(scene, lambda: None)
     last_us: int | None = None
+    end_s = inf
     try:
         for picture, time_us in film.pictures():
-            if time_us > _LONGEST_US or (within_s is not None and perf_counter() - began_s > within_s):
+            if time_us > _LONGEST_US or perf_counter() > end_s:
                 break
             if last_us is not None and time_us - last_us < _STEP_US:
                 continue
@@ -107,6 +110,8 @@ def study(film: Film | None, basis: ExpressionBasis, within_s: float | None = No
                 plane = teeth_plane(face, neutral)
                 learnt.references.observe(picture, face, neutral, plane, seen.light, elapsed_s)
                 learnt.views.observe(picture, face, neutral, elapsed_s)
+            if within_s is not None and end_s == inf:
+                end_s = perf_counter() + within_s
     finally:
         watch.close()
     learnt.geometry.begin_anew()
