@@ -40,7 +40,7 @@ _WIDEST = 2.5
 """Coefficients other than the opening are held softly within so many standard deviations: beyond, skin
 folds."""
 
-_PRESS, _PRESS_UNTIL = 0.008, 0.035
+_PRESS, _PRESS_UNTIL = 0.008, 0.05
 """How much nearer than told shut lips are drawn (canonical units), and from which aperture on as told. Lips
 that only just touch look parted: they are warped from open ones, and a neutral is seldom quite shut."""
 
