@@ -29,7 +29,7 @@ TEETH_DEPTH = 0.03
 _BEND = 0.6
 """How much the line between what stays and what moves follows the lips, the rest of it being level."""
 
-_SEAM = 0.03
+_SEAM = 0.045
 """A gap lower than this (plane units) is no opening but the line between the lips."""
 
 _SEAM_COVER = 0.85
@@ -45,8 +45,9 @@ _UNDER = 0.55
 """How far above black a mouth's depth stays, of how far the face's darkest spots do: in a pale picture from a
 cheap camera a black hole is nobody's mouth."""
 
-_NARROW = 0.07
-"""A gap lower than this (plane units) lies in the shadow of the lips."""
+_NARROW, _SHADED = 0.07, 0.35
+"""A gap lower than this (plane units) lies in the shadow of the lips, and how much of its light is left to
+the lowest: less of it and a slit is blacker and harder than anything else in a face."""
 
 _CAST_REACH = 0.05
 """How far down the upper teeth's shadow falls, plane units."""
@@ -158,6 +159,7 @@ def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) ->
     split, depth, luma = _find_split(y, corner, plane, opening, float(light[0]))
     dark = dark_of(light)
     dark[0] = min(luma, 1.5 * (dark[0] - 16) + 16)
+    dark[1:] = 128 + (dark[1:] - 128) * _glow(dark, light)
     return MouthTexture(y, uv, corner, plane, opening, light, split, depth, dark)
 
 
@@ -167,6 +169,14 @@ def dark_of(light: F32) -> F32:
     luma, u, v = (float(value) for value in light[:3])
     dark = max(16 + 0.1 * max(0.0, luma - 16), black_of(light))
     return np.array([dark, 128 + 0.4 * (u - 128), 128 + 0.75 * (v - 128)], np.float32)
+
+
+def _glow(dark: F32, light: F32) -> float:
+    """0..1, how much a mouth's depth has of the light that a depth usually has.
+
+    Where a person's own is black, colour and tongue in the part that was never seen would be a stripe in it.
+    """
+    return float(np.clip((dark[0] - 16) / max(1.0, float(dark_of(light)[0]) - 16), 0, 1))
 
 
 def black_of(light: F32) -> float:
@@ -241,7 +251,8 @@ def draw_mouth(
         luma = luma + jaw * (luma_below - luma)
         jaw = cv2.resize(jaw, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         chroma = chroma + jaw[..., None] * (chroma_below - chroma)
-    hollow = texture.dark[0] + tongue * (_TONGUE * max(0.0, float(texture.light[0]) - 16))
+    rise = _TONGUE * _glow(texture.dark, texture.light)
+    hollow = texture.dark[0] + tongue * (rise * max(0.0, float(texture.light[0]) - 16))
     lit = luma + unseen * (hollow - luma)
     colour = chroma + cv2.resize(unseen, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[..., None] * (
         texture.dark[1:] - chroma
@@ -328,7 +339,7 @@ def _reference_place(
     unseen = hollow * _smooth((lower_start - upper_end) / 0.02)
     tongue = _smooth((y - upper_end) / np.maximum(lower_start - upper_end, 1e-3))
     gap = np.maximum(bottom - top, 0)
-    shadow = 0.2 + 0.8 * _smooth(gap / _NARROW)
+    shadow = _SHADED + (1 - _SHADED) * _smooth(gap / _NARROW)
     depth = np.clip((y - top) / 0.02, 0, 1)
     sides = np.clip(np.minimum(x - opening.left, opening.right - x) / 0.06, 0, 1)
     shade = shadow * (0.75 + 0.25 * depth) * (0.75 + 0.25 * sides)

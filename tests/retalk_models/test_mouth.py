@@ -100,6 +100,24 @@ def test_teeth_that_the_upper_part_bites_over_end_in_no_stair() -> None:
     assert soft > 16
 
 
+@pytest.mark.parametrize(("level", "has_stripe"), [(17, False), (30, True)])
+def test_what_was_never_seen_of_a_black_mouth_is_black_too(level: int, has_stripe: bool) -> None:
+    """Bug: a wide mouth that its owner showed pitch black had a red, lighter stripe across it."""
+    picture, face = mouth_picture(0.14)
+    picture.y[picture.y == 30] = level
+    texture = cut_texture(picture, face, PLANE, LIGHT)
+    assert texture is not None
+    patch = draw_mouth(texture, noise(), points(0.3, AT)[:, :2], PLANE, LIGHT, softness=1.5, fine=False)
+    assert patch is not None
+    middle = round(float(face[13, 0])) - patch.box.left
+    shown = patch.cover_uv[:, middle // 2] > 0.99
+    redness = patch.uv[:, middle // 2, 1][shown] - 128
+    inside = patch.y[:, middle][patch.cover_y[:, middle] > 0.99]
+    below_teeth = inside[int(np.flatnonzero(inside > 60)[0]) :]
+    below_teeth = below_teeth[int(np.flatnonzero(below_teeth < 60)[0]) + 4 : -4]
+    assert (redness.max() > 5, np.ptp(below_teeth) > 6) == (has_stripe, has_stripe)
+
+
 def test_between_lips_nearly_shut_there_is_shadow_not_teeth() -> None:
     height, _ = teeth_rows(reference(), 0.02)
     assert height == 0
