@@ -34,7 +34,13 @@ class Changes:
 
 
 def changes_of(window: EngineWindow, result: EngineResult) -> Changes:
-    """What of a result is to be sent. Raises ValueError for a picture of another size than its frame's."""
+    """What of a result is to be sent.
+
+    Raises ValueError for a picture of another size than its frame's, and where outputs and frames differ in
+    number.
+    """
+    if len(result.outputs) != len(window.frames):
+        raise ValueError(f"{len(result.outputs)} outputs for {len(window.frames)} frames")
     outputs = zip(window.frames, result.outputs, strict=True)
     return Changes(tuple(_change(*each) for each in outputs), result.stage_ms, result.counts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -35,8 +36,9 @@ _KEYFRAME_EVERY_US = 1_000_000
 _GROUP_US = 2_000_000
 """No group of pictures lasts longer: an encoder counts pictures, and a camera may give few a second."""
 
-_YIELDING = 5
-"""The niceness of encoders: a quarter of a core where an engine wants the same one, else all that is free."""
+_YIELDING, _NICEST = 5, 19
+"""How much nicer encoders are than the rest: a quarter of a core where an engine wants the same one, else all
+that is free. No thread is nicer than the second."""
 
 _LEAST_BPS = 150_000
 _STEADY = 0.05
@@ -48,9 +50,13 @@ def _yield_to_engines() -> None:
 
     Elsewhere than on Linux niceness is the whole process's.
     """
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(_YIELDING, os.getpriority(os.PRIO_PROCESS, thread)))
+    if sys.platform != "linux":
+        return
+    thread = threading.get_native_id()
+    # Where that is forbidden it goes on as it is.
+    with contextlib.suppress(OSError):
+        nice = os.getpriority(os.PRIO_PROCESS, thread) + _YIELDING
+        os.setpriority(os.PRIO_PROCESS, thread, min(_NICEST, nice))
 
 
 class SubscriptionClosed(Exception):

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -88,6 +88,9 @@ class _Host:
 
     def _open(self, options: EngineOptions) -> int:
         assert self._engine is not None
+        if self._sessions:
+            # To look at a film takes seconds, for which those that are here already would wait.
+            options = replace(options, film=None)
         self._count += 1
         self._sessions[self._count] = self._engine.open_session(options)
         return self._count

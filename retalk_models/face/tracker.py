@@ -241,7 +241,7 @@ def shrink(picture: Picture, box: Box, side: int) -> Picture:
             for length, least in zip(part.shape, goal.shape, strict=True)
         ):
             part = cv2.resize(part, (part.shape[1] // 2, part.shape[0] // 2), interpolation=cv2.INTER_AREA)
-        # So are four samples where less than two is left: no point moves by a thousandth of the face for it.
+        # Where less is left four samples do: points move by half a thousandth of the face on average.
         near = all(length < 2 * least for length, least in zip(part.shape, goal.shape, strict=True))
         how = cv2.INTER_LINEAR if near else cv2.INTER_AREA
         goal[...] = cv2.resize(part, (goal.shape[1], goal.shape[0]), interpolation=how)

@@ -58,7 +58,8 @@ class FaceObserver(Protocol):
 class FaceWatch:
     """One session's eyes. Feeds the person's geometry and forgets the person at a cut.
 
-    forgotten: called then, so that what else is kept of the person goes too.
+    forgotten: called then, so that what else is kept of the person goes too. Who was not seen here yet is not
+    forgotten: what is known of them was learnt elsewhere, for when they come.
     """
 
     def __init__(self, geometry: FaceObserver, forgotten: Callable[[], None]) -> None:
@@ -68,6 +69,7 @@ class FaceWatch:
         self._surface = SurfaceMemory()
         self._presence = Presence()
         self._unseen_s = 0.0
+        self._met = False
         self._last: Sighting | None = None
         self._picture: Picture | None = None
 
@@ -142,14 +144,18 @@ class FaceWatch:
         if tracked is None:
             return None
         try:
-            return self._geometry.observe(tracked.points, elapsed_s)
+            face = self._geometry.observe(tracked.points, elapsed_s)
         except (ValueError, np.linalg.LinAlgError):
             # Points that no pose fits are no face.
             return None
+        self._met = True
+        return face
 
     def _forget_person(self) -> None:
-        self._geometry.reset()
-        self._forgotten()
+        if self._met:
+            self._met = False
+            self._geometry.reset()
+            self._forgotten()
         self._surface.reset()
         self._last = None
         self._unseen_s = 0.0

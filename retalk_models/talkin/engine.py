@@ -49,9 +49,9 @@ _VISIBLE = 0.004
 """A dub weaker than this cannot be seen, so the frame is left alone."""
 
 _LIVE_MS = 8.0
-"""What the whole enhancement of a frame may take where frames come live. Where it takes more, all together
-comes to nine tenths of a frame's time at 1920x1080: sessions would keep falling to the rung without it and
-climbing back, which is seen more than its absence."""
+"""What the whole enhancement of a frame may take where frames come live. Where it takes more, everything else
+does too, and at 1920x1080 all together comes near the whole of a frame's time: sessions would keep falling to
+the rung without it and climbing back, which is seen more than its absence."""
 
 _DETAILED = (420.0, 480.0)
 """Face width in pixels: below the first a live face is sampled sharply, above the second linearly, in half of

@@ -6,9 +6,11 @@ by. A film is there from its beginning, so its first seconds need not look like 
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import islice
 from math import inf
 from threading import Lock
 from time import perf_counter
@@ -23,14 +25,19 @@ from retalk_models.talkin.render import teeth_plane
 from retalk_models.talkin.target import TargetGeometry
 from retalk_models.talkin.views import PersonViews
 
-_LONGEST_US = 12_000_000
-"""How far into a film is looked."""
+logger = logging.getLogger(__name__)
+
+_LONGEST_US, _MOST_PICTURES = 12_000_000, 1500
+"""How far into a film is looked, by its own time and where that does not pass."""
 
 _STEP_US = 80_000
 """The least time between two pictures that are looked at."""
 
-_LIVE_S = 1.0
-"""What looking may take where a session waits to begin, and others perhaps for their turn."""
+_FIRST_S = 0.04
+"""What counts as the time before the first picture."""
+
+_LIVE_S = 0.7
+"""What looking may take where a session waits to begin."""
 
 _FILMS = 8
 """Of so many films it is remembered what was learnt."""
@@ -38,15 +45,20 @@ _FILMS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learnt:
-    """What one person's sessions begin with. Not to be changed: `copy` gives what may be."""
+    """What one person's sessions begin with. One that several begin with is not to be changed: see `copy`.
+
+    whole: whether nothing that is worth it was left out.
+    """
 
     geometry: TargetGeometry
     references: MouthReferences
     views: PersonViews
+    whole: bool = True
 
     def copy(self, basis: ExpressionBasis) -> Learnt:
         """The same to be learnt on. basis: the one it was learnt with, shared by all."""
-        return Learnt(deepcopy(self.geometry, {id(basis): basis}), self.references.copy(), self.views.copy())
+        geometry = deepcopy(self.geometry, {id(basis): basis})
+        return Learnt(geometry, self.references.copy(), self.views.copy(), self.whole)
 
 
 class Studies:
@@ -60,59 +72,71 @@ class Studies:
     def of(self, film: Film | None, patient: bool) -> Learnt:
         """What a session begins with. patient: look at all that is worth it, however long that takes."""
         if film is None or patient:
-            return study(film, self._basis)
+            return self._looked_at(film, None)
         with self._turn:
-            learnt = self._learnt.get(film)
-            if learnt is None:
-                learnt = self._learnt[film] = study(film, self._basis, _LIVE_S)
+            learnt = self._learnt.pop(film, None) or self._looked_at(film, _LIVE_S)
+            # What a busy moment kept anybody from seeing may be seen by the next.
+            if learnt.whole or learnt.references.count:
+                self._learnt[film] = learnt
                 if len(self._learnt) > _FILMS:
                     self._learnt.popitem(last=False)
         return learnt.copy(self._basis)
+
+    def _looked_at(self, film: Film | None, within_s: float | None) -> Learnt:
+        try:
+            return study(film, self._basis, within_s)
+        except Exception:  # what a film does to us costs what it would have taught, never the session
+            logger.exception("a film could not be looked at beforehand")
+            return study(None, self._basis)
 
 
 class _Scene:
     """The geometry of whoever a film begins with: it ends where they would be forgotten."""
 
     def __init__(self, geometry: TargetGeometry) -> None:
-        self.geometry = geometry
+        self._geometry = geometry
         self.over = False
 
     def observe(self, points: F32, elapsed_s: float) -> ObservedFace:
-        return self.geometry.observe(points, elapsed_s)
+        if self.over:
+            raise ValueError("this is a face of another scene")
+        return self._geometry.observe(points, elapsed_s)
 
     def reset(self) -> None:
-        self.over = self.geometry.neutral is not None
+        self.over = True
 
 
 def study(film: Film | None, basis: ExpressionBasis, within_s: float | None = None) -> Learnt:
     """Look at a film's beginning, up to its first cut. within_s: and for no longer than that after its first
     picture, whose look makes everything ready."""
-    learnt = Learnt(TargetGeometry(basis), MouthReferences(), PersonViews())
+    geometry, references, views = TargetGeometry(basis), MouthReferences(), PersonViews()
     if film is None:
-        return learnt
-    scene = _Scene(learnt.geometry)
+        return Learnt(geometry, references, views)
+    scene = _Scene(geometry)
     watch = FaceWatch(scene, lambda: None)
     last_us: int | None = None
-    end_s = inf
+    end_s, whole = inf, True
     try:
-        for picture, time_us in film.pictures():
-            if time_us > _LONGEST_US or perf_counter() > end_s:
+        for picture, time_us in islice(film.pictures(), _MOST_PICTURES):
+            whole = perf_counter() <= end_s
+            if time_us > _LONGEST_US or not whole:
                 break
             if last_us is not None and time_us - last_us < _STEP_US:
                 continue
-            elapsed_s = 0.04 if last_us is None else (time_us - last_us) / 1e6
+            elapsed_s = _FIRST_S if last_us is None else (time_us - last_us) / 1e6
             last_us = time_us
             seen = watch.look(picture, elapsed_s)
-            face, neutral = seen.face, learnt.geometry.neutral
             if scene.over:
                 break
+            face, neutral = seen.face, geometry.neutral
             if seen.tracked and face is not None and seen.light is not None and neutral is not None:
                 plane = teeth_plane(face, neutral)
-                learnt.references.observe(picture, face, neutral, plane, seen.light, elapsed_s)
-                learnt.views.observe(picture, face, neutral, elapsed_s)
+                references.observe(picture, face, neutral, plane, seen.light, elapsed_s)
+                views.observe(picture, face, neutral, elapsed_s)
             if within_s is not None and end_s == inf:
                 end_s = perf_counter() + within_s
     finally:
         watch.close()
-    learnt.geometry.begin_anew()
-    return learnt
+    geometry.begin_anew()
+    # Copies have seen nothing move yet.
+    return Learnt(geometry, references.copy(), views.copy(), whole)

@@ -27,12 +27,14 @@ from retalk_models.engine import (
     UnknownEngineError,
 )
 from stream.engine_lane import EngineProcessLost
+from stream.files import FilmOf
 from stream.process_engine import ProcessEngine, ask, load_to_serve
 from stream.runner import processor_s
 from stream.scheduler import Scheduler
 from tests.stream import engines_elsewhere
 from tests.stream.engines_elsewhere import DIE, HANG, RAISE, RAISE_ODDLY, Meeting, where
 from tests.stream.fakes import FakeEngine, flat_picture
+from tests.stream.media_files import write_video
 
 
 def window(time_us: int = 0) -> EngineWindow:
@@ -273,6 +275,19 @@ def test_the_shipped_engine_dubs_elsewhere_as_here() -> None:
         assert ask(elsewhere, partial(getattr_of, "name")) == "talkin"
     finally:
         elsewhere.close()  # type: ignore[attr-defined]
+
+
+def test_a_film_is_looked_at_only_where_nobody_waits_meanwhile(tmp_path: Path) -> None:
+    """Bug: looking took the other sessions of a process longer than an engine may be without an answer."""
+    path = tmp_path / "in.mp4"
+    write_video(path, 3)
+    film = FilmOf.file(path)
+    assert film is not None
+    with in_processes(engines_elsewhere.fake) as engine:
+        sessions = [engine.open_session(EngineOptions(film=film)) for _ in range(2)]
+        assert [one.film for one in ask(engine, partial(getattr_of, "options"))] == [film, None]  # type: ignore[attr-defined]
+        for session in sessions:
+            session.close()
 
 
 def getattr_of(name: str, engine: object) -> object:
