@@ -43,7 +43,8 @@ def test_a_mouth_opened_wider_than_the_sources_was_cut_off_at_the_chin(clip: str
         assert not border.any(), "exactly"
         chin = landmarks[CHIN]
         room = box.bottom - chin[1]
-        if box.bottom < picture.height and room > 0.05 * box.height:
+        # With less room the mask's soft border reaches the chin.
+        if box.bottom < picture.height and room > 0.06 * box.height:
             seen += 1
             assert weight(mask, box, chin) > 0.9
             assert weight(mask, box, chin + np.array([0, 0.6 * room])) > 0
