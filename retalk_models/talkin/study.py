@@ -85,8 +85,9 @@ class Studies:
     def _looked_at(self, film: Film | None, within_s: float | None) -> Learnt:
         try:
             return study(film, self._basis, within_s)
-        except Exception:  # what a film does to us costs what it would have taught, never the session
-            logger.exception("a film could not be looked at beforehand")
+        except Exception as error:  # what a film does to us costs what it would have taught, not the session
+            fault = f"{type(error).__name__}: {error}"
+            logger.warning("the film could not be looked at beforehand, and is learnt as it comes: %s", fault)
             return study(None, self._basis)
 
 
