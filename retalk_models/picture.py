@@ -79,6 +79,11 @@ class Picture:
         size = half_height * half_width
         return flat[index * size : (index + 1) * size].reshape(half_height, half_width)
 
+    def part(self, box: Box) -> tuple[U8, U8, U8]:
+        """Y, U and V of an even-aligned rectangle, (h, w) and twice (h / 2, w / 2), views."""
+        half = (slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2))
+        return self.y[box.top : box.bottom, box.left : box.right], self.u[half], self.v[half]
+
     def copy(self) -> Picture:
         return Picture(self.planes.copy(), self.width, self.height)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retalk_models.engine import EngineFrame, EngineOutput, EngineResult, EngineWindow, FaceState
-from retalk_models.picture import U8, Box, Picture
+from retalk_models.picture import U8, Box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +60,7 @@ def _change(frame: EngineFrame, output: EngineOutput) -> Change:
         )
     planes: tuple[U8, ...] = ()
     if region is not None:
-        planes = tuple(np.ascontiguousarray(part) for part in _parts(picture, region))
+        planes = tuple(np.ascontiguousarray(part) for part in picture.part(region))
     return Change(output.face, region, output.strength, planes)
 
 
@@ -68,11 +68,6 @@ def _output(frame: EngineFrame, change: Change) -> EngineOutput:
     picture = frame.picture
     if change.region is not None:
         picture = picture.copy()
-        for part, values in zip(_parts(picture, change.region), change.planes, strict=True):
+        for part, values in zip(picture.part(change.region), change.planes, strict=True):
             part[...] = values
     return EngineOutput(picture, change.face, change.region, change.strength)
-
-
-def _parts(picture: Picture, box: Box) -> tuple[U8, U8, U8]:
-    half = (slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2))
-    return picture.y[box.top : box.bottom, box.left : box.right], picture.u[half], picture.v[half]

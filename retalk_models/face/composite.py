@@ -76,10 +76,10 @@ def composite(
             _lay_in(plane, mouth.uv[..., index], mouth.cover_uv * opacity, left // 2, top // 2)
     reach = cv2.resize(field.reach, size, interpolation=cv2.INTER_LINEAR)
     half_reach = cv2.resize(field.reach, half_size, interpolation=cv2.INTER_LINEAR)
-    half = (slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2))
-    _mix(out.y[box.top : box.bottom, box.left : box.right], luma, reach)
-    _mix(out.u[half], chroma[0], half_reach)
-    _mix(out.v[half], chroma[1], half_reach)
+    for base, over, cover in zip(
+        out.part(box), (luma, *chroma), (reach, half_reach, half_reach), strict=True
+    ):
+        _mix(base, over, cover)
     return out
 
 

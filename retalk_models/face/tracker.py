@@ -227,14 +227,8 @@ def shrink(picture: Picture, box: Box, side: int) -> Picture:
     width = max(2, round(box.width * scale / 2) * 2)
     height = max(2, round(box.height * scale / 2) * 2)
     planes = np.empty((height * 3 // 2, width), np.uint8)
-    halved = (slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2))
     small = Picture(planes, width, height)
-    parts = (
-        (small.y, picture.y[box.top : box.bottom, box.left : box.right]),
-        (small.u, picture.u[halved]),
-        (small.v, picture.v[halved]),
-    )
-    for goal, part in parts:
+    for goal, part in zip((small.y, small.u, small.v), picture.part(box), strict=True):
         # Halving is forty times faster than any other reduction by area, and the same where nothing is odd.
         while all(
             length % 2 == 0 and length >= 2 * least

@@ -230,9 +230,7 @@ def _lay(
     luma = crop.matrix.copy()
     luma[:, 2] -= (box.left, box.top)
     chroma = halved(luma)
-    base_y = dubbed.y[box.top : box.bottom, box.left : box.right]
-    half = (slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2))
-    base_u, base_v = dubbed.u[half], dubbed.v[half]
+    base_y, base_u, base_v = dubbed.part(box)
     if view is None or places is None:
         for one, base, matrix in zip(change, (base_y, base_u, base_v), (luma, chroma, chroma), strict=True):
             _add(base, _enlarged(one, matrix, base))

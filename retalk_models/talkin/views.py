@@ -96,10 +96,7 @@ def take_view(picture: Picture, face: ObservedFace, neutral: F32) -> View | None
 def _part(picture: Picture, box: Box) -> Picture:
     planes: U8 = np.empty((box.height * 3 // 2, box.width), np.uint8)
     part = Picture(planes, box.width, box.height)
-    half = (slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2))
-    part.y[...] = picture.y[box.top : box.bottom, box.left : box.right]
-    part.u[...] = picture.u[half]
-    part.v[...] = picture.v[half]
+    part.y[...], part.u[...], part.v[...] = picture.part(box)
     return part
 
 

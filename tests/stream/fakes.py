@@ -38,6 +38,13 @@ def flat_picture(luma: int = 60, width: int = 64, height: int = 48) -> Picture:
     return Picture(planes, width, height)
 
 
+def grainy_picture(seed: int, width: int = 128, height: int = 96) -> Picture:
+    """A grey picture with grain in its luma, for encoders."""
+    base = flat_picture(100, width, height)
+    base.y[:] = np.random.default_rng(seed).integers(80, 120, base.y.shape, dtype=np.uint8)
+    return base
+
+
 def luma_of(picture: Picture) -> int:
     """The brightness inside BOX."""
     return int(picture.y[BOX.top, BOX.left])
