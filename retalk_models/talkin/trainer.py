@@ -49,8 +49,9 @@ SNAP, SNAP_S = 0.4, 0.06
 LEAST_SPREAD = 1e-3
 """An opening that moves less than this (canonical units) was not learnt."""
 
-MOST_GAIN = 1.6
-"""Coefficients that can hardly be heard are not widened into noise."""
+HEARD_ENOUGH = 0.5
+"""From which correlation on, over unseen clips, a coefficient is widened until it spreads as the truth does.
+Worse heard ones get as much less; what cannot be heard is not widened into noise."""
 
 
 def lip_effect(basis: ExpressionBasis) -> F32:
@@ -131,11 +132,18 @@ def export(net: RecurrentNet, mean: F32, spread: F32, delay: int, member: tuple[
     return kept
 
 
-def _spreads(net: SpeechToExpression, sound: F32, seconds: NDArray[np.float64]) -> tuple[F32, F32]:
-    """(K,) spread of the expression, and (K,) mean of it while speaking."""
+def _told(net: SpeechToExpression, sound: F32, seconds: NDArray[np.float64]) -> tuple[F32, F32]:
+    """(n, K) the expression, and (K,) mean of it while speaking."""
     values, gates = run(net, sound, seconds)
     speaking = gates[:, 1] > 0.5
-    return values.std(0), values[speaking if speaking.any() else slice(None)].mean(0)
+    return values, values[speaking if speaking.any() else slice(None)].mean(0)
+
+
+def _heard(values: F32, truth: F32) -> F32:
+    """(K,) correlation of (n, K) coefficients with the true ones; 0 of what does not move."""
+    told, true = values - values.mean(0), truth - truth.mean(0)
+    scale = np.sqrt((told**2).sum(0) * (true**2).sum(0))
+    return np.asarray((told * true).sum(0) / np.maximum(scale, 1e-9), np.float32)
 
 
 def _gain(goal: NDArray[np.float64] | F32, spread: NDArray[np.float64] | F32) -> F32:
@@ -162,8 +170,8 @@ def calibrate(tensors: dict[str, F32], pairs: Sequence[Pair], population: Sequen
     pairs: clips that the net never saw. population: clips whose truth alone is used; a few people's own
     spread differs from the average person's by more than a quarter either way.
 
-    The opening is matched fully, from shut on; the other coefficients, harder to hear, up to MOST_GAIN times
-    round their mean.
+    The opening is matched fully, from shut on; the other coefficients round their mean, as far as they are
+    heard in `pairs`, see HEARD_ENOUGH. None but the opening is narrowed.
     """
     total = np.ones(len(tensors["mean"]), np.float32)
     # The root mean square over clips, as spreads of parts add up: rather a little too lively than mumbling.
@@ -171,14 +179,17 @@ def calibrate(tensors: dict[str, F32], pairs: Sequence[Pair], population: Sequen
     # The gates bend the opening, so one gain does not hit at once.
     for _ in range(3):
         net = SpeechToExpression(tensors)
-        spreads, centres = [], []
+        spreads, centres, heard = [], [], []
         for pair in pairs:
-            inside = (pair.times > 0) & (pair.times < len(pair.sound) / VOICE_RATE)
-            spread, centre = _spreads(net, pair.sound, pair.times[inside])
-            spreads.append(spread)
+            seconds = pair.times[(pair.times > 0) & (pair.times < len(pair.sound) / VOICE_RATE)]
+            values, centre = _told(net, pair.sound, seconds)
+            spreads.append(values.std(0))
             centres.append(centre)
-        gain = _gain(goal, np.mean(spreads, axis=0))
-        gain[1:] = np.clip(total[1:] * gain[1:], 0.5, MOST_GAIN) / total[1:]
+            heard.append(_heard(values, pair.at(seconds)))
+        share = np.clip(np.mean(heard, axis=0) / HEARD_ENOUGH, 0, 1)
+        share[0] = 1
+        gain = _gain(goal * share, np.mean(spreads, axis=0))
+        gain[1:] = np.maximum(total[1:] * gain[1:], 1) / total[1:]
         total *= gain
         tensors = _widen(tensors, gain, np.mean(centres, axis=0))
     return tensors
@@ -192,15 +203,15 @@ def calibrate_like(
     seconds = [np.arange(0, len(one.sound) / VOICE_RATE, 0.04) for one in said]
     goal = np.mean(
         [
-            [_spreads(net, one.sound, at)[0] for one, at in zip(said, seconds, strict=True)]
+            [_told(net, one.sound, at)[0].std(0) for one, at in zip(said, seconds, strict=True)]
             for net in references
         ],
         axis=(0, 1),
     )
     for _ in range(3):
         net = SpeechToExpression(tensors)
-        mine = [_spreads(net, one.sound, at) for one, at in zip(said, seconds, strict=True)]
-        gain = _gain(goal, np.mean([spread for spread, _ in mine], axis=0))
+        mine = [_told(net, one.sound, at) for one, at in zip(said, seconds, strict=True)]
+        gain = _gain(goal, np.mean([values.std(0) for values, _ in mine], axis=0))
         tensors = _widen(tensors, gain, np.mean([centre for _, centre in mine], axis=0))
     return tensors
 

@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from retalk_models.hearing import FRAMES as SAID_FRAMES
 from retalk_models.hearing import WIDTH
@@ -21,6 +22,7 @@ from retalk_models.talkin import (
     train_renderer,
     trainer,
 )
+from retalk_models.talkin import trainer as trainer_room
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.batches import FRAMES, Sampler, real_banks, synthetic_banks
 from retalk_models.talkin.corpus import person_of, read_catalogue
@@ -356,6 +358,30 @@ def test_calibration_widens_the_opening_from_shut(tmp_path: Path) -> None:
         assert abs(gain - 1) > 0.05
         assert other["mean"][0] == pytest.approx(gain * before["mean"][0], rel=1e-4)
         assert shut(other) == shut(before)
+
+
+def test_calibration_widens_what_is_heard_and_leaves_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: rounding, which is heard well, was told half as far as lips go, like what can hardly be heard."""
+    pairs = [_pair("x1", 9.0, 1), _pair("x2", 9.0, 2)]
+    tensors = _trainer(Recipe(steps=1, hidden=16, held_out=("x2",)), pairs, [], tmp_path).tensors()
+    tensors["mean"], tensors["spread"] = np.zeros_like(tensors["mean"]), np.full_like(tensors["spread"], 0.02)
+    noise = np.random.default_rng(7).normal(0, 0.3, pairs[1].expression.shape).astype(np.float32)
+
+    def told(net: SpeechToExpression, sound: F32, seconds: NDArray[np.float64]) -> tuple[F32, F32]:
+        truth, other = pairs[1].at(seconds), noise[: len(seconds)]
+        heard = np.concatenate([truth[:, :2], 0.25 * truth[:, 2:3] + other[:, 2:3], other[:, 3:]], 1)
+        weights = net._weights
+        return weights.mean + weights.spread * heard / heard.std(0), np.ones((len(seconds), 2), np.float32)
+
+    monkeypatch.setattr(trainer_room, "run", told)
+    after = calibrate(tensors, pairs[1:], pairs)
+    goal = np.sqrt(np.mean([pair.expression.var(0) for pair in pairs], axis=0))
+    assert after["spread"][:2] == pytest.approx(goal[:2], rel=1e-3)
+    assert 0.3 < after["spread"][2] / goal[2] < 0.7
+    assert (after["spread"][3:] / goal[3:] < 0.25).all()
+    assert (after["spread"] >= 0.02 * (1 - 1e-4)).all()
 
 
 def test_nets_that_learnt_nothing_are_named(tmp_path: Path) -> None:
