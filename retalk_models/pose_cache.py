@@ -119,6 +119,10 @@ class PoseCache(Generic[T]):
         self._kept[key] = reference
         self._since[key] = self._now_s
 
+    def at(self, yaw: float, pitch: float, roll: float = 0.0) -> Reference[T] | None:
+        """The reference that a pose's own cell holds."""
+        return self._kept.get(self._key(yaw, pitch, roll))
+
     def seek(
         self, yaw: float, pitch: float, current: Reference[T] | None = None, roll: float = 0.0
     ) -> Reference[T] | None:

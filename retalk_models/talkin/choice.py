@@ -47,6 +47,10 @@ class ReferenceChoice(Generic[T]):
         self._looks.clear()
         self._current = None
 
+    def renew(self, reference: Reference[T]) -> None:
+        """Have the one in use be another that looks the same."""
+        self._current = reference
+
     def choose(
         self,
         candidates: Sequence[Reference[T]],

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from retalk_models.face.composite import Patch
 from retalk_models.face.geometry import INNER_LIPS, Pose
@@ -161,6 +162,15 @@ def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) ->
     dark[0] = min(luma, 1.5 * (dark[0] - 16) + 16)
     dark[1:] = 128 + (dark[1:] - 128) * _glow(dark, light)
     return MouthTexture(y, uv, corner, plane, opening, light, split, depth, dark)
+
+
+def inside_of(texture: MouthTexture) -> NDArray[np.bool_]:
+    """(h, w) which samples of a texture lie in its opening."""
+    mask = np.zeros(texture.y.shape, np.uint8)
+    outline = np.concatenate([texture.opening.upper, texture.opening.lower[-2:0:-1]])
+    pixels = texture.plane.to_pixels(outline) - np.array(texture.corner, np.float32)
+    cv2.fillPoly(mask, [np.round(pixels * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
+    return np.asarray(mask > 0, np.bool_)
 
 
 def dark_of(light: F32) -> F32:

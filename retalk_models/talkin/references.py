@@ -4,6 +4,7 @@ steady."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import cv2
@@ -14,7 +15,8 @@ from retalk_models.picture import F32, Picture
 from retalk_models.pose_cache import CacheUse, PoseCache, Reference
 from retalk_models.talkin.cavity import draw_cavity
 from retalk_models.talkin.choice import SHUT, ReferenceChoice
-from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, cut_texture
+from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, cut_texture, inside_of
+from retalk_models.talkin.mouths import Mouths, SeenMouth
 
 _LEFT, _RIGHT = 78, 308
 """The inner lips' corners in the picture."""
@@ -32,6 +34,9 @@ shown none, and who has only smiled neither."""
 
 _GOOD_ENOUGH = 0.58
 """A reference of lower quality looks worse than a drawn mouth."""
+
+_CLEAR = 0.6
+"""How clear a mouth must be to stand for its kind."""
 
 _PAUSE_S = 0.1
 """How long no mouth is looked at after one that was no better than those held: as a rule the next is not."""
@@ -56,8 +61,8 @@ class MouthReferences:
     """One person's insides of the mouth. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._cache: PoseCache[MouthTexture] = PoseCache()
-        self._choice: ReferenceChoice[MouthTexture] = ReferenceChoice(texture_look)
+        self._cache: PoseCache[Mouths] = PoseCache()
+        self._choice: ReferenceChoice[Mouths] = ReferenceChoice(_look)
         self.reset()
 
     def reset(self) -> None:
@@ -65,8 +70,8 @@ class MouthReferences:
         self._cache.clear()
         self._choice.reset()
         self._ahead: tuple[float, ...] = ()
-        self._drawn: MouthTexture | None = None
-        self._before: MouthTexture | None = None
+        self._drawn: Mouths | None = None
+        self._before: Mouths | None = None
         self._crossed = 1.0
         self._waited = self._pause_s = 0.0
         self._last: tuple[F32, float] | None = None
@@ -112,27 +117,40 @@ class MouthReferences:
         if last is not None and elapsed_s > 0:
             drift = float(np.linalg.norm(centre - last[0])) / face.pose.scale / elapsed_s
             motion = max(drift / 1.5, abs(face.opening - last[1]) / elapsed_s / 2.5)
-        best_possible = 0.7 + 0.3 * _openness(face.opening) - 0.4 * min(1.0, motion)
-        if not self._cache.wants(face.pose.yaw, face.pose.pitch, best_possible):
+        blur = 0.4 * min(1.0, motion)
+        yaw, pitch = face.pose.yaw, face.pose.pitch
+        held = self._cache.at(yaw, pitch)
+        of_its_kind = held is not None and held.item.wants(face.opening, 1 - blur)
+        best_possible = 0.7 + 0.3 * _openness(face.opening) - blur
+        if not of_its_kind and not self._cache.wants(yaw, pitch, best_possible):
             return
         texture = cut_texture(picture, face.points, plane, light)
         if texture is None:
             return
-        quality = texture_quality(texture, face.opening) - 0.4 * min(1.0, motion)
-        if quality > _GOOD_ENOUGH and self._cache.wants(face.pose.yaw, face.pose.pitch, quality):
-            self._cache.add(Reference(texture, face.pose.yaw, face.pose.pitch, quality))
+        look = Look.of(texture)
+        quality = look.quality(face.opening) - blur
+        mouth = SeenMouth(texture, face.opening, look.clarity - blur)
+        if quality > _GOOD_ENOUGH and self._cache.wants(yaw, pitch, quality):
+            item = Mouths.of(mouth) if held is None else held.item.joined(mouth, best=True)
+            self._cache.add(Reference(item, yaw, pitch, quality))
+        elif held is not None and mouth.clarity > _CLEAR and held.item.wants(mouth.opening, mouth.clarity):
+            item = held.item.joined(mouth, best=False)
+            self._cache.add(Reference(item, held.yaw, held.pitch, held.quality))
         elif self.count:
             self._pause_s = _PAUSE_S
 
     def choose(
         self, pose: Pose, opening: float, lip_line: Opening, light: F32, elapsed_s: float
     ) -> tuple[tuple[MouthTexture, float], ...]:
-        """One texture, or two while one gives way to another, with weights that sum to 1.
+        """Textures with weights that sum to 1: one, or two where the opening is between two of them, and as
+        many more while they give way to others.
 
         opening: the target's aperture. lip_line: the neutral mouth's opening. light: of the skin in this
         frame.
         """
         nearest = self._cache.seek(pose.yaw, pose.pitch, self._choice.current)
+        if opening <= SHUT:
+            self._take_on_more()
         current = self._choice.current
         if nearest is not None and self._crossed >= 1 and self._may_begin(current, opening, elapsed_s):
             seen = 0.0 if self._outgrown(current, nearest, pose) else opening
@@ -144,27 +162,36 @@ class MouthReferences:
         current = self._choice.current
         if current is None:
             if self._drawn is None:
-                self._drawn = draw_cavity(lip_line, light)
-            return ((self._drawn, 1.0),)
+                self._drawn = Mouths.of(SeenMouth(draw_cavity(lip_line, light), 0.0, 0.0))
+            return self._drawn.at(opening)
         if self._before is None or self._crossed >= 1:
-            return ((current.item, 1.0),)
-        self._crossed = min(1.0, self._crossed + elapsed_s / _CROSS_S)
-        return ((self._before, 1 - self._crossed), (current.item, self._crossed))
+            return current.item.at(opening)
+        share = self._crossed = min(1.0, self._crossed + elapsed_s / _CROSS_S)
+        return (
+            *((texture, weight * (1 - share)) for texture, weight in self._before.at(opening)),
+            *((texture, weight * share) for texture, weight in current.item.at(opening)),
+        )
 
     def foresee(self, openings: Sequence[float]) -> None:
         """Apertures expected of the frames after the one that `choose` is asked for next."""
         self._ahead = tuple(openings)
 
-    def _may_begin(self, current: Reference[MouthTexture] | None, opening: float, elapsed_s: float) -> bool:
+    def _take_on_more(self) -> None:
+        """Let the mouths in use be those that more kinds have joined since."""
+        current = self._choice.current
+        if current is not None:
+            for one in self._cache.held():
+                if one.item.best is current.item.best:
+                    self._choice.renew(one)
+
+    def _may_begin(self, current: Reference[Mouths] | None, opening: float, elapsed_s: float) -> bool:
         """Whether a drawn mouth may give way to a real one."""
         if current is not None or self._drawn is None or opening <= SHUT:
             return True
         self._waited += elapsed_s
         return self._waited > _PATIENCE_S
 
-    def _outgrown(
-        self, current: Reference[MouthTexture] | None, nearest: Reference[MouthTexture], pose: Pose
-    ) -> bool:
+    def _outgrown(self, current: Reference[Mouths] | None, nearest: Reference[Mouths], pose: Pose) -> bool:
         """Whether the head has turned so far that the mouth in use looks worse than a change in full view."""
         if current is None:
             return False
@@ -172,12 +199,16 @@ class MouthReferences:
         return fit(nearest, pose.yaw, pose.pitch) - fit(current, pose.yaw, pose.pitch) > _OUTGROWN
 
 
-def _cost(reference: Reference[MouthTexture], opening: float, yaw: float, pitch: float, luma: float) -> float:
+def _cost(reference: Reference[Mouths], opening: float, yaw: float, pitch: float, luma: float) -> float:
     """What drawing an aperture from a reference costs at one frame, about 0..1."""
     fit = PoseCache.fitness(reference, yaw, pitch)
-    unseen = max(0.0, opening - reference.item.opening.height)
-    other_light = abs(luma - float(reference.item.light[0]))
+    unseen = max(0.0, opening - reference.item.height)
+    other_light = abs(luma - reference.item.light)
     return 1 - fit + _UNSEEN * unseen + _LIGHT * other_light
+
+
+def _look(mouths: Mouths) -> F32:
+    return texture_look(mouths.best.texture)
 
 
 def texture_look(texture: MouthTexture) -> F32:
@@ -206,26 +237,44 @@ def _openness(opening: float) -> float:
     return float(np.clip((opening - 0.03) / 0.08, 0, 1) - np.clip((opening - 0.17) / 0.1, 0, 1))
 
 
-def texture_quality(texture: MouthTexture, opening: float) -> float:
-    """How good a reference a mouth is, about 0..1: well open, teeth and the dark behind them to be seen,
-    sharp."""
-    mask = np.zeros(texture.y.shape, np.uint8)
-    outline = np.concatenate([texture.opening.upper, texture.opening.lower[-2:0:-1]])
-    pixels = texture.plane.to_pixels(outline) - np.array(texture.corner, np.float32)
-    cv2.fillPoly(mask, [np.round(pixels * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
-    inside = mask > 0
-    if inside.sum() < 12:
-        return 0.0
-    skin = max(24.0, float(texture.light[0]) - 16)
-    relative = (texture.y.astype(np.float32) - 16) / skin
-    teeth = float((relative[inside] > 0.7).mean())
-    dark = float((relative[inside] < 0.45).mean())
-    detail = float(np.abs(cv2.Laplacian(texture.y, cv2.CV_32F))[inside].mean()) / skin
-    # Teeth with depth behind them fit every opening; rows that meet fit only their own.
-    return (
-        0.3 * _openness(opening)
-        + 0.2 * min(1.0, teeth / 0.2)
-        + 0.15 * min(1.0, dark / 0.25)
-        + 0.15 * min(1.0, detail / 0.12)
-        + 0.2 * texture.depth
-    )
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How far teeth, dark and detail are to be seen inside a mouth, and its depth, each 0..1."""
+
+    teeth: float
+    dark: float
+    detail: float
+    depth: float
+
+    @classmethod
+    def of(cls, texture: MouthTexture) -> Look:
+        inside = inside_of(texture)
+        if inside.sum() < 12:
+            return cls(0.0, 0.0, 0.0, 0.0)
+        skin = max(24.0, float(texture.light[0]) - 16)
+        relative = (texture.y.astype(np.float32) - 16) / skin
+        detail = float(np.abs(cv2.Laplacian(texture.y, cv2.CV_32F))[inside].mean()) / skin
+        return cls(
+            min(1.0, float((relative[inside] > 0.7).mean()) / 0.2),
+            min(1.0, float((relative[inside] < 0.45).mean()) / 0.25),
+            min(1.0, detail / 0.12),
+            texture.depth,
+        )
+
+    @property
+    def clarity(self) -> float:
+        """How well it shows a mouth that is as far open, about 0..1."""
+        return 0.3 + 0.35 * self.teeth + 0.35 * self.detail
+
+    def quality(self, opening: float) -> float:
+        """How good it is for a mouth open anyhow, about 0..1, seen at an aperture.
+
+        Teeth with depth behind them fit every opening; rows that meet fit only their own.
+        """
+        return (
+            0.3 * _openness(opening)
+            + 0.2 * self.teeth
+            + 0.15 * self.dark
+            + 0.15 * self.detail
+            + 0.2 * self.depth
+        )

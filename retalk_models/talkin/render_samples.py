@@ -37,7 +37,7 @@ from retalk_models.talkin.mouth_crop import (
     tone_shift,
     warp_places,
 )
-from retalk_models.talkin.references import texture_quality
+from retalk_models.talkin.references import Look
 from retalk_models.talkin.render import face_width
 from retalk_models.talkin.views import kind_of, pose_distance, served_by
 
@@ -120,7 +120,7 @@ class ClipSampler:
             )
             if texture is not None:
                 found.append(
-                    (texture_quality(texture, float(clip.openings[index])), int(clip.numbers[index]), texture)
+                    (Look.of(texture).quality(float(clip.openings[index])), int(clip.numbers[index]), texture)
                 )
         found.sort(key=lambda one: -one[0])
         kept: list[tuple[int, MouthTexture]] = []

@@ -18,7 +18,7 @@ from retalk_models.talkin.mouth import (
     dark_of,
     draw_mouth,
 )
-from retalk_models.talkin.references import MouthReferences, texture_quality
+from retalk_models.talkin.references import Look, MouthReferences
 from tests.retalk_models.faces import noise, points, pose
 
 LIGHT = np.array([150, 118, 146, 26], np.float32)
@@ -193,8 +193,8 @@ def test_open_mouths_with_depth_are_better_references() -> None:
     picture.y[:] = np.maximum(picture.y, 200)
     clenched = cut_texture(picture, face, PLANE, LIGHT)
     assert clenched is not None
-    assert texture_quality(reference(0.14), 0.14) > texture_quality(clenched, 0.14) + 0.2
-    assert texture_quality(reference(0.14), 0.14) > texture_quality(reference(0.05), 0.05)
+    assert Look.of(reference(0.14)).quality(0.14) > Look.of(clenched).quality(0.14) + 0.2
+    assert Look.of(reference(0.14)).quality(0.14) > Look.of(reference(0.05)).quality(0.05)
 
 
 def test_a_puckered_mouth_is_no_reference() -> None:
