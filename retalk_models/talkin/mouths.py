@@ -19,9 +19,11 @@ _KINDS = (0.075, 0.12, 0.17)
 _BETTER = 0.08
 """A mouth takes the place of its kind's only if clearer by so much: teeth must not change for nothing."""
 
-_STRETCH = 0.015
-"""How much farther than it was seen a mouth may be drawn open while there is a wider one (canonical units): a
-wider picture shows all of a narrower opening, a narrower one not all of a wider."""
+_STRETCH, _SQUEEZE = 0.015, 0.045
+"""How much farther than it was seen a mouth may be drawn open while there is a wider one, and how much less a
+wider one (canonical units): a wider picture shows all of a narrower opening, but the more it is shut the more
+of the dark goes that tells a mouth from its lips. Between pictures farther apart than both the narrower is
+drawn wider."""
 
 _BLEND = 0.01
 """The most aperture on either side of that over which both show."""
@@ -66,8 +68,8 @@ class Mouths:
         """One texture for an aperture, or two between two, with weights that sum to 1."""
         for one, other in pairwise(self.seen):
             apart = other.opening - one.opening
-            reach = min(_BLEND, 0.3 * apart)
-            over = (opening - one.opening - min(_STRETCH, 0.5 * apart)) / reach
+            turn = max(min(_STRETCH, 0.5 * apart), apart - _SQUEEZE)
+            over = (opening - one.opening - turn) / min(_BLEND, 0.3 * apart)
             if over <= -1:
                 return ((one.texture, 1.0),)
             if over < 1:
