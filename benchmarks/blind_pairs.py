@@ -1,7 +1,8 @@
 """Pairs of a true frame and a dubbed frame at the same pose, shuffled, for judging without labels.
 
 Makes one numbered sheet for each pair in FOLDER, left and right by chance, and key.json, which says where the
-dub is: look at the key only after writing down every guess. The dubs are those of `retalk eval --keep`.
+dub is: look at the key only after writing down every guess. The dubs are those of `retalk eval --keep`. True
+frames have been written to a file as dubs have, or a dub could be told by being encoded twice.
 
     python benchmarks/blind_pairs.py CLIPS DUBS -o FOLDER [--count N] [--seed S]
 """
@@ -11,12 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from itertools import islice, zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 
+from retalk_models.engine import EngineOptions, EngineOutput, EngineResult, EngineWindow, FaceState
 from retalk_models.evaluation.retrack import Retracker
 from retalk_models.evaluation.sheet import FACE_WIDTHS, MOUTH_WIDTHS, cell
 from retalk_models.picture import U8
@@ -24,17 +28,35 @@ from stream.errors import InputError
 from stream.evaluate.manifest import Clip, read_manifest
 from stream.evaluate.material import pictures
 from stream.evaluate.run import dub_name
+from stream.offline import dub
 
 _CELL = 320
 _WARM_UP_S = 1.0
 
 
+class _Untouched:
+    """An engine, and its session, that gives every frame back as it came."""
+
+    name, device, look_ahead_us = "untouched", "cpu", 0
+    weights: Mapping[str, str] = {}
+
+    def open_session(self, options: EngineOptions) -> _Untouched:
+        return self
+
+    def process(self, window: EngineWindow) -> EngineResult:
+        frames = window.frames
+        return EngineResult(tuple(EngineOutput(one.picture, FaceState.NONE, None, 0.0) for one in frames))
+
+    def close(self) -> None:
+        pass
+
+
 def candidates(
-    source: Clip, dubbed: Path, wanted: int, rng: np.random.Generator
+    source: Path, dubbed: Path, wanted: int, rng: np.random.Generator
 ) -> list[tuple[float, U8, U8]]:
     """Seconds, true and dubbed cells (face above mouth) of frames that a face was found in, by chance."""
-    both = zip(pictures(source.path), pictures(dubbed), strict=False)
-    count = sum(1 for _ in zip(pictures(source.path), pictures(dubbed), strict=False))
+    both = zip(pictures(source), pictures(dubbed), strict=False)
+    count = sum(1 for _ in zip(pictures(source), pictures(dubbed), strict=False))
     chosen = set(rng.choice(count, min(count, 3 * wanted), replace=False).tolist())
     out = []
     with Retracker() as tracker:
@@ -49,6 +71,13 @@ def candidates(
             out.append((seconds, true, false))
     kept = rng.permutation(len(out))[:wanted]
     return [out[index] for index in kept]
+
+
+def _written(clip: Clip, folder: Path) -> Path:
+    """The clip as `retalk dub` writes it when nothing is dubbed."""
+    path = folder / f"{clip.label}.mp4"
+    dub(clip.path, clip.path, path, engine=_Untouched(), mark=False)
+    return path
 
 
 def main() -> int:
@@ -71,7 +100,11 @@ def main() -> int:
         if missing is not None or not dubs:
             raise InputError(missing or args.clips, "no such dub", "make them by `retalk eval --keep`")
         each = -(-args.count // len(dubs))
-        found = [[(path.stem, *one) for one in candidates(a, path, each, rng)] for a, path in dubs]
+        with TemporaryDirectory() as folder:
+            own = {one.label: _written(one, Path(folder)) for one in clips}
+            found = [
+                [(path.stem, *one) for one in candidates(own[a.label], path, each, rng)] for a, path in dubs
+            ]
     except InputError as error:
         parser.error(str(error))
     # One of every dub in turn, so that a count that does not divide evenly still has all of them.

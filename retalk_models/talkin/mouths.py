@@ -13,8 +13,9 @@ import numpy as np
 from retalk_models.picture import F32
 from retalk_models.talkin.mouth import MouthTexture, inside_of
 
-_KINDS = (0.075, 0.12, 0.17)
-"""Apertures (canonical units) between kinds of mouths, of each of which one is kept."""
+_KINDS = (0.12, 0.17)
+"""Apertures (canonical units) between kinds of mouths, of each of which one is kept. With a kind of its own
+below 0.075 narrow mouths were duller, and to a tracker some stood wider and some were shut."""
 
 _BETTER = 0.08
 """A mouth takes the place of its kind's only if clearer by so much: teeth must not change for nothing."""

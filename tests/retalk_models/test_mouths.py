@@ -19,16 +19,16 @@ def mouth(opening: float, clarity: float = 0.8, texture: MouthTexture | None = N
 
 
 def test_an_opening_is_shown_from_the_picture_that_was_as_open() -> None:
-    narrow, middle, wide = mouth(0.06), mouth(0.1), mouth(0.2)
+    narrow, middle, wide = mouth(0.1), mouth(0.14), mouth(0.22)
     mouths = Mouths.of(middle).joined(wide, best=False).joined(narrow, best=False)
-    shown = {opening: mouths.at(opening)[0][0].opening.height for opening in (0.02, 0.06, 0.1, 0.2, 0.3)}
+    shown = {opening: mouths.at(opening)[0][0].opening.height for opening in (0.02, 0.1, 0.14, 0.22, 0.3)}
     heights = [one.texture.opening.height for one in (narrow, narrow, middle, wide, wide)]
     assert list(shown.values()) == pytest.approx(heights)
     # A picture that has all of an opening goes before one that has a part of it,
-    assert mouths.at(0.09)[0][0].opening.height == pytest.approx(middle.texture.opening.height)
+    assert mouths.at(0.13)[0][0].opening.height == pytest.approx(middle.texture.opening.height)
     # unless it would be shut so far that its dark goes.
-    assert mouths.at(0.14)[0][0].opening.height == pytest.approx(middle.texture.opening.height)
-    assert mouths.at(0.17)[0][0].opening.height == pytest.approx(wide.texture.opening.height)
+    assert mouths.at(0.16)[0][0].opening.height == pytest.approx(middle.texture.opening.height)
+    assert mouths.at(0.19)[0][0].opening.height == pytest.approx(wide.texture.opening.height)
     assert mouths.height == pytest.approx(wide.texture.opening.height)
 
 
