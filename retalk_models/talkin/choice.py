@@ -48,7 +48,7 @@ class ReferenceChoice(Generic[T]):
         self._current = None
 
     def renew(self, reference: Reference[T]) -> None:
-        """Have the one in use be another that looks the same."""
+        """Have the one in use be another: what has become of it."""
         self._current = reference
 
     def choose(

@@ -173,6 +173,11 @@ def inside_of(texture: MouthTexture) -> NDArray[np.bool_]:
     return np.asarray(mask > 0, np.bool_)
 
 
+def halved(plane: F32) -> F32:
+    """(h, w) or (h, w, n) at half the size, each sample the mean of four."""
+    return np.asarray(cv2.resize(plane, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.float32)
+
+
 def dark_of(light: F32) -> F32:
     """(3,) Y, U, V of the mouth's unlit depth for a skin of this light: skin's hue, much darker and
     duller."""
@@ -259,28 +264,24 @@ def draw_mouth(
         # What is seen jumps where the upper teeth bite over the lower ones: each is looked up by itself.
         luma_below, chroma_below = _seen(texture, x, lower)
         luma = luma + jaw * (luma_below - luma)
-        jaw = cv2.resize(jaw, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        jaw = halved(jaw)
         chroma = chroma + jaw[..., None] * (chroma_below - chroma)
     rise = _TONGUE * _glow(texture.dark, texture.light)
     hollow = texture.dark[0] + tongue * (rise * max(0.0, float(texture.light[0]) - 16))
     lit = luma + unseen * (hollow - luma)
-    colour = chroma + cv2.resize(unseen, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[..., None] * (
-        texture.dark[1:] - chroma
-    )
+    colour = chroma + halved(unseen)[..., None] * (texture.dark[1:] - chroma)
     seam_tone = _seam_tone(light)
     drawn = 16 + (lit - 16) * gain
     drawn -= np.maximum(drawn - black_of(light), 0) * (1 - shade)
     drawn += shut * (seam_tone[0] - drawn)
     colour = colour + tint
-    colour += cv2.resize(shut, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[..., None] * (
-        seam_tone[1:] - colour
-    )
+    colour += halved(shut)[..., None] * (seam_tone[1:] - colour)
     return Patch(
         box,
         np.asarray(drawn, np.float32),
         np.asarray(colour, np.float32),
         cover,
-        cv2.resize(cover, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+        halved(cover),
     )
 
 
@@ -288,7 +289,7 @@ def _seen(texture: MouthTexture, x: F32, y: F32) -> tuple[F32, F32]:
     """(h, w) luma and (h / 2, w / 2, 2) chroma of a texture at plane coordinates."""
     place = texture.plane.to_pixels(np.stack([x, y], axis=-1)) - np.array(texture.corner, np.float32)
     luma = cv2.remap(texture.y, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    half = (cv2.resize(place, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) - 0.5) / 2
+    half = (halved(place) - 0.5) / 2
     chroma = cv2.remap(texture.uv, half, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return luma.astype(np.float32), chroma.astype(np.float32)
 

@@ -4,7 +4,6 @@ steady."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import cv2
@@ -15,8 +14,8 @@ from retalk_models.picture import F32, Picture
 from retalk_models.pose_cache import CacheUse, PoseCache, Reference
 from retalk_models.talkin.cavity import draw_cavity
 from retalk_models.talkin.choice import SHUT, ReferenceChoice
-from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, cut_texture, inside_of
-from retalk_models.talkin.mouths import Mouths, SeenMouth
+from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, cut_texture
+from retalk_models.talkin.mouths import Look, Mouths, SeenMouth, best_quality
 
 _LEFT, _RIGHT = 78, 308
 """The inner lips' corners in the picture."""
@@ -52,6 +51,9 @@ _OUTGROWN = 0.45
 
 _UNSEEN = 2.0
 """What drawing lips farther apart than a reference's own costs, per canonical unit."""
+
+_CRUSHED = 3.0
+"""What drawing rows of teeth that meet over each other costs, per canonical unit of it."""
 
 _LIGHT = 0.002
 """What another light than the frame's costs, per level of luma."""
@@ -121,8 +123,8 @@ class MouthReferences:
         yaw, pitch = face.pose.yaw, face.pose.pitch
         held = self._cache.at(yaw, pitch)
         of_its_kind = held is not None and held.item.wants(face.opening, 1 - blur)
-        best_possible = 0.7 + 0.3 * _openness(face.opening) - blur
-        if not of_its_kind and not self._cache.wants(yaw, pitch, best_possible):
+        possible = best_quality(face.opening) - blur
+        if not of_its_kind and not self._cache.wants(yaw, pitch, possible):
             return
         texture = cut_texture(picture, face.points, plane, light)
         if texture is None:
@@ -142,8 +144,8 @@ class MouthReferences:
     def choose(
         self, pose: Pose, opening: float, lip_line: Opening, light: F32, elapsed_s: float
     ) -> tuple[tuple[MouthTexture, float], ...]:
-        """Textures with weights that sum to 1: one, or two where the opening is between two of them, and as
-        many more while they give way to others.
+        """Textures with weights that sum to 1: one, or two where the opening is between theirs, or while one
+        gives way to another.
 
         opening: the target's aperture. lip_line: the neutral mouth's opening. light: of the skin in this
         frame.
@@ -167,22 +169,23 @@ class MouthReferences:
         if self._before is None or self._crossed >= 1:
             return current.item.at(opening)
         share = self._crossed = min(1.0, self._crossed + elapsed_s / _CROSS_S)
-        return (
-            *((texture, weight * (1 - share)) for texture, weight in self._before.at(opening)),
-            *((texture, weight * share) for texture, weight in current.item.at(opening)),
+        # Two at most: each takes as long to draw as all the rest of the mouth.
+        before, now = (
+            max(one.at(opening), key=lambda part: part[1])[0] for one in (self._before, current.item)
         )
+        return ((before, 1 - share), (now, share))
 
     def foresee(self, openings: Sequence[float]) -> None:
         """Apertures expected of the frames after the one that `choose` is asked for next."""
         self._ahead = tuple(openings)
 
     def _take_on_more(self) -> None:
-        """Let the mouths in use be those that more kinds have joined since."""
+        """Let the mouths in use be what has become of them since: others have joined, or a better one has."""
         current = self._choice.current
         if current is not None:
-            for one in self._cache.held():
-                if one.item.best is current.item.best:
-                    self._choice.renew(one)
+            grown = self._cache.at(current.yaw, current.pitch)
+            if grown is not None:
+                self._choice.renew(grown)
 
     def _may_begin(self, current: Reference[Mouths] | None, opening: float, elapsed_s: float) -> bool:
         """Whether a drawn mouth may give way to a real one."""
@@ -203,8 +206,9 @@ def _cost(reference: Reference[Mouths], opening: float, yaw: float, pitch: float
     """What drawing an aperture from a reference costs at one frame, about 0..1."""
     fit = PoseCache.fitness(reference, yaw, pitch)
     unseen = max(0.0, opening - reference.item.height)
+    crushed = reference.item.crushed(opening) if opening > SHUT else 0.0
     other_light = abs(luma - reference.item.light)
-    return 1 - fit + _UNSEEN * unseen + _LIGHT * other_light
+    return 1 - fit + _UNSEEN * unseen + _CRUSHED * crushed + _LIGHT * other_light
 
 
 def _look(mouths: Mouths) -> F32:
@@ -231,50 +235,3 @@ def _width(shape: F32) -> float:
 def _rest_width(neutral: F32) -> float:
     least, most = (share * _width(template()) for share in _USUAL)
     return min(most, max(least, _width(neutral)))
-
-
-def _openness(opening: float) -> float:
-    return float(np.clip((opening - 0.03) / 0.08, 0, 1) - np.clip((opening - 0.17) / 0.1, 0, 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How far teeth, dark and detail are to be seen inside a mouth, and its depth, each 0..1."""
-
-    teeth: float
-    dark: float
-    detail: float
-    depth: float
-
-    @classmethod
-    def of(cls, texture: MouthTexture) -> Look:
-        inside = inside_of(texture)
-        if inside.sum() < 12:
-            return cls(0.0, 0.0, 0.0, 0.0)
-        skin = max(24.0, float(texture.light[0]) - 16)
-        relative = (texture.y.astype(np.float32) - 16) / skin
-        detail = float(np.abs(cv2.Laplacian(texture.y, cv2.CV_32F))[inside].mean()) / skin
-        return cls(
-            min(1.0, float((relative[inside] > 0.7).mean()) / 0.2),
-            min(1.0, float((relative[inside] < 0.45).mean()) / 0.25),
-            min(1.0, detail / 0.12),
-            texture.depth,
-        )
-
-    @property
-    def clarity(self) -> float:
-        """How well it shows a mouth that is as far open, about 0..1."""
-        return 0.3 + 0.35 * self.teeth + 0.35 * self.detail
-
-    def quality(self, opening: float) -> float:
-        """How good it is for a mouth open anyhow, about 0..1, seen at an aperture.
-
-        Teeth with depth behind them fit every opening; rows that meet fit only their own.
-        """
-        return (
-            0.3 * _openness(opening)
-            + 0.2 * self.teeth
-            + 0.15 * self.dark
-            + 0.15 * self.detail
-            + 0.2 * self.depth
-        )

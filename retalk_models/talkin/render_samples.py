@@ -37,7 +37,7 @@ from retalk_models.talkin.mouth_crop import (
     tone_shift,
     warp_places,
 )
-from retalk_models.talkin.references import Look
+from retalk_models.talkin.mouths import Look
 from retalk_models.talkin.render import face_width
 from retalk_models.talkin.views import kind_of, pose_distance, served_by
 

@@ -53,6 +53,9 @@ HEARD_ENOUGH = 0.5
 """From which correlation on, over unseen clips, a coefficient is widened until it spreads as the truth does.
 Worse heard ones get as much less; what cannot be heard is not widened into noise."""
 
+MOST_GAIN = 3.0
+"""What hardly moves is not heard, whatever its correlation."""
+
 
 def lip_effect(basis: ExpressionBasis) -> F32:
     """(K,) how far a unit of each coefficient moves a lip point, root mean square in canonical units."""
@@ -189,7 +192,7 @@ def calibrate(tensors: dict[str, F32], pairs: Sequence[Pair], population: Sequen
         share = np.clip(np.mean(heard, axis=0) / HEARD_ENOUGH, 0, 1)
         share[0] = 1
         gain = _gain(goal * share, np.mean(spreads, axis=0))
-        gain[1:] = np.maximum(total[1:] * gain[1:], 1) / total[1:]
+        gain[1:] = np.clip(total[1:] * gain[1:], 1, MOST_GAIN) / total[1:]
         total *= gain
         tensors = _widen(tensors, gain, np.mean(centres, axis=0))
     return tensors

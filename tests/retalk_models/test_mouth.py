@@ -18,7 +18,8 @@ from retalk_models.talkin.mouth import (
     dark_of,
     draw_mouth,
 )
-from retalk_models.talkin.references import Look, MouthReferences
+from retalk_models.talkin.mouths import Look
+from retalk_models.talkin.references import MouthReferences
 from tests.retalk_models.faces import noise, points, pose
 
 LIGHT = np.array([150, 118, 146, 26], np.float32)
