@@ -1,13 +1,8 @@
-"""One pose's insides of the mouth by how far it was open: teeth show otherwise in a wide mouth than in a
-narrow one, and a picture of the like needs nothing invented."""
+"""One pose's insides of the mouth: one that serves every opening, and a wide one, shown as it was seen."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from operator import itemgetter
 
 import cv2
 import numpy as np
@@ -17,18 +12,15 @@ from retalk_models.picture import F32
 from retalk_models.pose_cache import BETTER
 from retalk_models.talkin.mouth import MouthTexture, halved, inside_of
 
-_KINDS = (0.12, 0.17)
-"""Apertures (canonical units) between kinds of mouths, of each of which one is kept. With a kind of its own
-below 0.075 narrow mouths were duller, and to a tracker some stood wider and some were shut."""
+_WIDER = 0.05
+"""How much wider open than the best mouth another must have been to be kept beside it (canonical units)."""
 
-_APART = 0.03
-"""Mouths nearer than this (canonical units) are of one kind, or a dub would go to and fro between them."""
+_DEEP = 0.6
+"""How much depth, as in MouthTexture, such a mouth needs: teeth that meet fit only their own opening."""
 
-_STRETCH, _SQUEEZE = 0.015, 0.045
-"""How much farther than it was seen a mouth may be drawn open while there is a wider one, and how much less a
-wider one (canonical units): a wider picture shows all of a narrower opening, but the more it is shut the more
-of the dark goes that tells a mouth from its lips. Between pictures farther apart than both the narrower is
-drawn wider."""
+_SQUEEZE = 0.02
+"""How much less than it was seen a wider mouth is drawn open: the more it is shut the more of the dark goes
+that tells a mouth from its lips. Below that the best one is drawn wider than it was seen."""
 
 _BLEND = 0.01
 """Aperture on either side of that over which both show."""
@@ -101,44 +93,42 @@ class SeenMouth:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mouths:
-    """Mouths of increasing aperture, at least one and at most one of a kind.
+    """The mouth that serves every opening best, and one that was farther open, if such has been seen.
 
-    best: which of them serves every opening best. shown: their textures, with teeth as the best one's.
+    wide: the wider one's texture, with teeth as the best one's.
     """
 
-    seen: tuple[SeenMouth, ...]
     best: SeenMouth
-    shown: tuple[MouthTexture, ...]
+    wider: SeenMouth | None = None
+    wide: MouthTexture | None = None
 
-    @classmethod
-    def of(cls, mouth: SeenMouth) -> Mouths:
-        return cls((mouth,), mouth, (mouth.texture,))
+    def wants(self, opening: float, clarity: float, depth: float = 1.0) -> bool:
+        """Whether a mouth so open, clear and deep would be taken in as the wider one."""
+        if opening < self.best.opening + _WIDER or depth < _DEEP:
+            return False
+        return self.wider is None or clarity > self.wider.clarity + BETTER
 
-    def wants(self, opening: float, clarity: float) -> bool:
-        """Whether a mouth so open and so clear would be taken in; not in the best one's place."""
-        alike = self._alike(opening)
-        return self.best not in alike and all(clarity > one.clarity + BETTER for one in alike)
+    def widened(self, mouth: SeenMouth) -> Mouths:
+        """With another wider mouth."""
+        return Mouths(self.best, mouth, _toned(mouth.texture, self.best.texture))
 
-    def joined(self, mouth: SeenMouth, best: bool) -> Mouths:
-        """With another mouth in its kind's place. best: whether it serves every opening better than all."""
-        gone = self._alike(mouth.opening)
-        kept: Iterable[SeenMouth] = (one for one in self.seen if one not in gone)
-        seen = tuple(sorted((*kept, mouth), key=lambda one: one.opening))
-        first = mouth if best else self.best
-        shown = (one.texture if one is first else _toned(one.texture, first.texture) for one in seen)
-        return Mouths(seen, first, tuple(shown))
+    def bettered(self, mouth: SeenMouth) -> Mouths:
+        """With another best mouth, and a wider one that is known already."""
+        others = [one for one in (self.wider, self.best) if one is not None]
+        mouths = Mouths(mouth)
+        fit = (one for one in others if mouths.wants(one.opening, one.clarity, one.texture.depth))
+        wider = next(fit, None)
+        return mouths if wider is None else mouths.widened(wider)
 
     def at(self, opening: float) -> tuple[tuple[MouthTexture, float], ...]:
         """One texture for an aperture, or two between two, with weights that sum to 1."""
-        for (one, before), (other, after) in pairwise(zip(self.seen, self.shown, strict=True)):
-            apart = other.opening - one.opening
-            turn = one.opening + max(_STRETCH, apart - _SQUEEZE)
-            share = 0.5 + 0.5 * (opening - turn) / _BLEND
-            if share <= 0:
-                return ((before, 1.0),)
-            if share < 1:
-                return ((before, 1 - share), (after, share))
-        return ((self.shown[-1], 1.0),)
+        best = self.best.texture
+        if self.wider is None or self.wide is None:
+            return ((best, 1.0),)
+        share = 0.5 + 0.5 * (opening - self.wider.opening + _SQUEEZE) / _BLEND
+        if share <= 0:
+            return ((best, 1.0),)
+        return ((self.wide, 1.0),) if share >= 1 else ((best, 1 - share), (self.wide, share))
 
     @property
     def light(self) -> float:
@@ -148,22 +138,12 @@ class Mouths:
     @property
     def height(self) -> float:
         """The highest gap of them, plane units."""
-        return max(one.opening.height for one in self.shown)
+        return (self.wide or self.best.texture).opening.height
 
     def crushed(self, opening: float) -> float:
         """How far rows of teeth that meet are drawn over each other at an aperture, canonical units: where
         depth lies between them they pass, else they become a band."""
-        texture = max(self.at(opening), key=itemgetter(1))[0]
-        mouth = self.seen[self.shown.index(texture)]
-        return (1 - texture.depth) * max(0.0, mouth.opening - opening)
-
-    def _alike(self, opening: float) -> list[SeenMouth]:
-        kind = bisect_right(_KINDS, opening)
-        return [
-            one
-            for one in self.seen
-            if bisect_right(_KINDS, one.opening) == kind or abs(one.opening - opening) < _APART
-        ]
+        return (1 - self.best.texture.depth) * max(0.0, self.best.opening - opening)
 
 
 def _over_skin(texture: MouthTexture) -> F32:

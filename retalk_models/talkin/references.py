@@ -35,7 +35,7 @@ _GOOD_ENOUGH = 0.58
 """A reference of lower quality looks worse than a drawn mouth."""
 
 _CLEAR = 0.6
-"""How clear a mouth must be to stand for its kind."""
+"""How clear a mouth must be to be kept as the wide one."""
 
 _PAUSE_S = 0.1
 """How long no mouth is looked at after one that was no better than those held: as a rule the next is not."""
@@ -122,9 +122,9 @@ class MouthReferences:
         blur = 0.4 * min(1.0, motion)
         yaw, pitch = face.pose.yaw, face.pose.pitch
         held = self._cache.at(yaw, pitch)
-        of_its_kind = held is not None and held.item.wants(face.opening, 1 - blur)
+        wider = held is not None and held.item.wants(face.opening, 1 - blur)
         possible = best_quality(face.opening) - blur
-        if not of_its_kind and not self._cache.wants(yaw, pitch, possible):
+        if not wider and not self._cache.wants(yaw, pitch, possible):
             return
         texture = cut_texture(picture, face.points, plane, light)
         if texture is None:
@@ -133,10 +133,14 @@ class MouthReferences:
         quality = look.quality(face.opening) - blur
         mouth = SeenMouth(texture, face.opening, look.clarity - blur)
         if quality > _GOOD_ENOUGH and self._cache.wants(yaw, pitch, quality):
-            item = Mouths.of(mouth) if held is None else held.item.joined(mouth, best=True)
+            item = Mouths(mouth) if held is None else held.item.bettered(mouth)
             self._cache.add(Reference(item, yaw, pitch, quality))
-        elif held is not None and mouth.clarity > _CLEAR and held.item.wants(mouth.opening, mouth.clarity):
-            item = held.item.joined(mouth, best=False)
+        elif (
+            held is not None
+            and mouth.clarity > _CLEAR
+            and held.item.wants(mouth.opening, mouth.clarity, look.depth)
+        ):
+            item = held.item.widened(mouth)
             self._cache.add(Reference(item, held.yaw, held.pitch, held.quality))
         elif self.count:
             self._pause_s = _PAUSE_S
@@ -164,7 +168,7 @@ class MouthReferences:
         current = self._choice.current
         if current is None:
             if self._drawn is None:
-                self._drawn = Mouths.of(SeenMouth(draw_cavity(lip_line, light), 0.0, 0.0))
+                self._drawn = Mouths(SeenMouth(draw_cavity(lip_line, light), 0.0, 0.0))
             return self._drawn.at(opening)
         if self._before is None or self._crossed >= 1:
             return current.item.at(opening)
@@ -180,7 +184,7 @@ class MouthReferences:
         self._ahead = tuple(openings)
 
     def _take_on_more(self) -> None:
-        """Let the mouths in use be what has become of them since: others have joined, or a better one has."""
+        """Let the mouths in use be what has become of them since: a wide or a better one has come to them."""
         current = self._choice.current
         if current is not None:
             grown = self._cache.at(current.yaw, current.pitch)

@@ -1,4 +1,4 @@
-"""One pose's mouths by opening: each kind's own picture, no jump between two, teeth of one colour."""
+"""One pose's mouths: the wide one where it fits, no jump between the two, teeth of one colour."""
 
 from __future__ import annotations
 
@@ -21,57 +21,43 @@ def mouth(opening: float, clarity: float = 0.8, texture: MouthTexture | None = N
     return SeenMouth(texture or reference(opening), opening, clarity)
 
 
-def test_an_opening_is_shown_from_the_picture_that_was_as_open() -> None:
-    narrow, middle, wide = mouth(0.1), mouth(0.14), mouth(0.22)
-    mouths = Mouths.of(middle).joined(wide, best=False).joined(narrow, best=False)
-    shown = {opening: mouths.at(opening)[0][0].opening.height for opening in (0.02, 0.1, 0.14, 0.22, 0.3)}
-    heights = [one.texture.opening.height for one in (narrow, narrow, middle, wide, wide)]
-    assert list(shown.values()) == pytest.approx(heights)
-    # A picture that has all of an opening goes before one that has a part of it,
-    assert mouths.at(0.13)[0][0].opening.height == pytest.approx(middle.texture.opening.height)
-    # unless it would be shut so far that its dark goes.
-    assert mouths.at(0.16)[0][0].opening.height == pytest.approx(middle.texture.opening.height)
-    assert mouths.at(0.19)[0][0].opening.height == pytest.approx(wide.texture.opening.height)
-    assert mouths.height == pytest.approx(wide.texture.opening.height)
-
-
-@pytest.mark.parametrize("apart", [0.03, 0.06, 0.1])
-def test_from_one_picture_to_the_next_nothing_jumps(apart: float) -> None:
-    mouths = Mouths.of(mouth(0.1)).joined(mouth(0.1 + apart), best=False)
-    wide = mouths.shown[-1]
+def test_a_wide_mouth_is_shown_where_the_dub_is_nearly_as_open_and_nothing_jumps() -> None:
+    best, wider = mouth(0.1), mouth(0.2)
+    mouths = Mouths(best).widened(wider)
+    assert Mouths(best).at(0.3) == ((best.texture, 1.0),)
+    assert mouths.height == pytest.approx(wider.texture.opening.height)
     shares = []
     for opening in np.arange(0, 0.3, 0.001):
         parts = mouths.at(float(opening))
         assert sum(weight for _, weight in parts) == pytest.approx(1)
-        shares.append(sum(weight for texture, weight in parts if texture is wide))
-    assert (shares[0], shares[-1]) == (0, 1)
+        assert all(texture in (best.texture, mouths.wide) for texture, _ in parts)
+        shares.append(sum(weight for texture, weight in parts if texture is mouths.wide))
+    # Shut further than that it would lose its dark.
+    assert max(shares[:169]) == 0
+    assert min(shares[191:]) == 1
     assert np.diff(shares).min() >= 0
     assert np.diff(shares).max() < 0.06
 
 
-def test_mouths_of_nearly_one_opening_are_one_kind() -> None:
-    """Bug: one open 0.119 and one open 0.121 were two kinds, and a dub about 0.12 cut to and fro."""
-    mouths = Mouths.of(mouth(0.2)).joined(mouth(0.119, 0.7), best=False)
-    assert not mouths.wants(0.121, 0.75)
-    assert not mouths.wants(0.171, 1.0)
-    mouths = mouths.joined(mouth(0.121, 0.9), best=False)
-    assert [one.opening for one in mouths.seen] == [0.121, 0.2]
+def test_of_wide_mouths_the_clearest_deep_one_is_kept() -> None:
+    """Bug: two rows of teeth that meet, drawn for another opening, fused to a white block."""
+    mouths = Mouths(mouth(0.1, 0.7))
+    assert not mouths.wants(0.14, 1.0)
+    assert not mouths.wants(0.2, 1.0, 0.5)
+    assert mouths.wants(0.2, 0.1)
+    mouths = mouths.widened(mouth(0.2, 0.7))
+    assert not mouths.wants(0.18, 0.75)
+    assert mouths.wants(0.18, 0.8)
 
 
-def test_of_a_kind_the_clearer_is_kept_but_not_in_the_best_ones_place() -> None:
-    best = mouth(0.14, 0.7)
-    mouths = Mouths.of(best)
-    assert not mouths.wants(0.15, 1.0)
-    assert mouths.wants(0.1, 0.1)
-    mouths = mouths.joined(mouth(0.1, 0.7), best=False)
-    assert not mouths.wants(0.11, 0.75)
-    assert mouths.wants(0.11, 0.8)
-    mouths = mouths.joined(mouth(0.11, 0.8), best=False)
-    assert [one.opening for one in mouths.seen] == [0.11, 0.14]
-    assert mouths.best is best
-    better = mouth(0.15, 0.6)
-    assert mouths.joined(better, best=True).best is better
-    assert [one.opening for one in mouths.joined(better, best=True).seen] == [0.11, 0.15]
+def test_a_better_one_keeps_what_is_wider_than_it() -> None:
+    wide, narrow = mouth(0.2), mouth(0.08)
+    both = Mouths(narrow).widened(wide)
+    assert both.bettered(mouth(0.12)).wider is wide
+    assert both.bettered(mouth(0.17)).wider is None
+    assert Mouths(wide).bettered(narrow).wider is wide
+    flat = mouth(0.2, texture=replace(wide.texture, depth=0.2))
+    assert Mouths(flat).bettered(narrow).wider is None
 
 
 def tinted(texture: MouthTexture, luma: float, shift: tuple[int, int]) -> MouthTexture:
@@ -93,7 +79,8 @@ def teeth_of(texture: MouthTexture) -> F32:
 def test_teeth_are_of_one_colour_and_the_dark_stays_as_it_is() -> None:
     """Bug: teeth that the sun had lit in one picture flashed yellow whenever the mouth was so open."""
     plain, lit = reference(0.14), tinted(reference(0.2), 235, (-10, 10))
-    shown = Mouths.of(mouth(0.14, texture=plain)).joined(mouth(0.2, texture=lit), best=False).shown[-1]
+    shown = Mouths(mouth(0.14, texture=plain)).widened(mouth(0.2, texture=lit)).wide
+    assert shown is not None
     assert np.abs(teeth_of(shown) - teeth_of(plain)).max() <= 6
     deep = lit.y < 60
     assert np.abs(shown.y.astype(int) - lit.y)[deep].max() <= 1
@@ -103,18 +90,18 @@ def test_teeth_are_of_one_colour_and_the_dark_stays_as_it_is() -> None:
 def test_teeth_are_of_the_best_ones_colour_whenever_that_came() -> None:
     """Bug: only who joined later was toned, so the first best one's colour stayed in the others for good."""
     yellow, plain = tinted(reference(0.1), 235, (-10, 10)), reference(0.14)
-    mouths = Mouths.of(mouth(0.1, texture=yellow)).joined(mouth(0.22), best=False)
-    assert np.abs(teeth_of(mouths.shown[-1]) - teeth_of(yellow)).max() <= 6
-    mouths = mouths.joined(mouth(0.14, texture=plain), best=True)
-    for shown in mouths.shown:
-        assert np.abs(teeth_of(shown) - teeth_of(plain)).max() <= 6
+    mouths = Mouths(mouth(0.1, texture=yellow)).widened(mouth(0.22))
+    for shown, like in ((mouths.wide, yellow), (mouths.bettered(mouth(0.14, texture=plain)).wide, plain)):
+        assert shown is not None
+        assert np.abs(teeth_of(shown) - teeth_of(like)).max() <= 6
 
 
 def test_teeth_are_as_bright_over_the_skin_where_the_light_has_changed() -> None:
     plain, dim = reference(0.14), reference(0.2)
     dark = LIGHT * np.array([0.7, 1, 1, 1], np.float32)
     dim = replace(dim, y=np.rint(16 + (dim.y - 16.0) * 0.66).astype(np.uint8), light=dark)
-    shown = Mouths.of(mouth(0.14, texture=plain)).joined(mouth(0.2, texture=dim), best=False).shown[-1]
+    shown = Mouths(mouth(0.14, texture=plain)).widened(mouth(0.2, texture=dim)).wide
+    assert shown is not None
     assert np.abs(shown.y.astype(int) - dim.y).max() <= 4
 
 
@@ -124,11 +111,10 @@ def test_nothing_is_taken_for_teeth_where_none_are_seen() -> None:
     bare = replace(bare, y=np.minimum(bare.y, 90))
     toothed = tinted(reference(0.2), 235, (-10, 10))
     for first, second in ((bare, toothed), (toothed, bare)):
-        shown = Mouths.of(mouth(0.14, texture=first)).joined(mouth(0.2, texture=second), best=False).shown
-        assert shown[-1] is second
+        assert Mouths(mouth(0.14, texture=first)).widened(mouth(0.2, texture=second)).wide is second
 
 
-def test_a_mouth_without_teeth_does_not_stand_for_its_kind_however_noisy() -> None:
+def test_a_mouth_without_teeth_is_not_clear_however_noisy() -> None:
     """Bug: noise is detail, and a grainy tongue was clear enough."""
     bare = reference(0.2)
     grain = np.random.default_rng(0).integers(-14, 15, bare.y.shape)
@@ -141,12 +127,11 @@ def test_a_mouth_without_teeth_does_not_stand_for_its_kind_however_noisy() -> No
 def test_rows_of_teeth_that_meet_are_not_crushed_where_others_will_do() -> None:
     """Bug: a grin's two rows, drawn half as open, were a white band without a gap in it."""
     meeting, deep = replace(reference(0.16), depth=0.0), reference(0.16)
-    assert Mouths.of(mouth(0.16, texture=deep)).crushed(0.06) == 0
-    grin = Mouths.of(mouth(0.16, texture=meeting))
+    assert Mouths(mouth(0.16, texture=deep)).crushed(0.06) == 0
+    grin = Mouths(mouth(0.16, texture=meeting))
     assert grin.crushed(0.06) == pytest.approx(0.1)
     assert grin.crushed(0.2) == 0
-    assert grin.joined(mouth(0.08), best=False).crushed(0.06) == 0
-    poses = [Reference(grin, 0.1, 0.0, 0.8), Reference(Mouths.of(mouth(0.16, texture=deep)), -0.2, 0.0, 0.8)]
+    poses = [Reference(grin, 0.1, 0.0, 0.8), Reference(Mouths(mouth(0.16, texture=deep)), -0.2, 0.0, 0.8)]
     references = MouthReferences()
     for one in poses:
         references._cache.add(one)
@@ -197,13 +182,15 @@ def test_a_better_one_joins_the_others_and_is_taken_on_with_them() -> None:
     references = MouthReferences()
     _seen(references, 0.08)
     _seen(references, 0.2)
-    narrow = _heights(references, 0.0)
-    assert _heights(references, 0.2)[0] > narrow[0]
+    _heights(references, 0.0)
     (held,) = references._cache.held()
+    assert held.item.wider is not None
     _seen(references, 0.14)
     (grown,) = references._cache.held()
     assert grown.quality > held.quality
-    assert [one.opening for one in grown.item.seen] == [0.08, 0.14, 0.2]
+    assert (grown.item.best.opening, grown.item.wider) == (0.14, held.item.wider)
+    _heights(references, 0.2)
+    assert references._choice.current is held
     _heights(references, 0.0)
     assert references._choice.current is grown
 
@@ -214,7 +201,7 @@ def test_who_joins_changes_neither_the_pose_nor_the_worth_of_the_others() -> Non
     (held,) = references._cache.held()
     _seen(references, 0.22, yaw=0.08)
     (grown,) = references._cache.held()
-    assert len(grown.item.seen) == 2
+    assert grown.item.wider is not None
     assert (grown.yaw, grown.pitch, grown.quality) == (held.yaw, held.pitch, held.quality)
 
 
@@ -223,4 +210,4 @@ def test_a_blurred_mouth_does_not_join() -> None:
     _seen(references, 0.14)
     _seen(references, 0.22, step_s=0.02)
     (held,) = references._cache.held()
-    assert len(held.item.seen) == 1
+    assert held.item.wider is None
