@@ -142,6 +142,11 @@ class MouthTexture:
     dark: F32
     cast: float = 0.0
 
+    def over_skin(self, luma: U8 | F32) -> F32:
+        """Luma of any shape, from black on, over that of the skin where this was taken."""
+        skin = max(24.0, float(self.light[0]) - 16)
+        return np.asarray((luma.astype(np.float32) - 16) / np.float32(skin), np.float32)
+
 
 def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) -> MouthTexture | None:
     """A reference texture from a frame: the opening of its (478, 2 or 3) points with a margin; None off

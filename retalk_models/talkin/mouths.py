@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from retalk_models.picture import F32
 from retalk_models.pose_cache import BETTER
@@ -43,9 +42,8 @@ class Look:
         inside = inside_of(texture)
         if inside.sum() < 12:
             return cls(0.0, 0.0, 0.0, 0.0)
-        relative = _over_skin(texture)
-        skin = max(24.0, float(texture.light[0]) - 16)
-        detail = float(np.abs(cv2.Laplacian(texture.y, cv2.CV_32F))[inside].mean()) / skin
+        relative = texture.over_skin(texture.y)
+        detail = float(np.abs(cv2.Laplacian(relative, cv2.CV_32F))[inside].mean())
         return cls(
             min(1.0, float((relative[inside] > _BRIGHT).mean()) / 0.2),
             min(1.0, float((relative[inside] < 0.45).mean()) / 0.25),
@@ -146,12 +144,6 @@ class Mouths:
         return (1 - self.best.texture.depth) * max(0.0, self.best.opening - opening)
 
 
-def _over_skin(texture: MouthTexture) -> F32:
-    """(h, w) luma over the skin's."""
-    skin = max(24.0, float(texture.light[0]) - 16)
-    return np.asarray((texture.y.astype(np.float32) - 16) / np.float32(skin), np.float32)
-
-
 def _toned(texture: MouthTexture, like: MouthTexture) -> MouthTexture:
     """A texture whose teeth are as bright and of the colour of another's, over the skin's; as it is where
     either shows none."""
@@ -160,7 +152,7 @@ def _toned(texture: MouthTexture, like: MouthTexture) -> MouthTexture:
         return texture
     gain = float(np.clip(theirs[0] / mine[0], 0.8, 1.25))
     shift = np.clip(theirs[1:] - mine[1:], -12, 12)
-    share = np.asarray(np.clip(_over_skin(texture) / mine[0], 0, 1) ** 2, np.float32)
+    share = np.asarray(np.clip(texture.over_skin(texture.y) / mine[0], 0, 1) ** 2, np.float32)
     y = 16 + (texture.y - np.float32(16)) * (1 + share * np.float32(gain - 1))
     uv = texture.uv + halved(share)[..., None] * shift
     return replace(
@@ -172,8 +164,7 @@ def _toned(texture: MouthTexture, like: MouthTexture) -> MouthTexture:
 
 def _teeth(texture: MouthTexture) -> F32 | None:
     """(3,) mean luma of the teeth over the skin's, mean U and V of them less the skin's; None of too few."""
-    relative = _over_skin(texture)
-    inside: NDArray[np.bool_] = inside_of(texture)
+    relative, inside = texture.over_skin(texture.y), inside_of(texture)
     bright = inside & (relative > _BRIGHT)
     if bright.sum() < max(12.0, _FEW * float(inside.sum())):
         return None

@@ -173,7 +173,7 @@ class MouthReferences:
         if self._before is None or self._crossed >= 1:
             return current.item.at(opening)
         share = self._crossed = min(1.0, self._crossed + elapsed_s / _CROSS_S)
-        # Two at most: each takes as long to draw as all the rest of the mouth.
+        # Two at most, or a cross-fade would draw four mouths.
         before, now = (
             max(one.at(opening), key=lambda part: part[1])[0] for one in (self._before, current.item)
         )
@@ -228,8 +228,7 @@ def texture_look(texture: MouthTexture) -> F32:
     places = np.stack([np.broadcast_to(across, (6, 10)), top + share * (bottom - top)], axis=-1)
     at = texture.plane.to_pixels(np.asarray(places, np.float32)) - np.array(texture.corner, np.float32)
     seen = cv2.remap(texture.y, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    skin = max(24.0, float(texture.light[0]) - 16)
-    return np.asarray((seen.astype(np.float32).reshape(-1) - 16) / skin, np.float32)
+    return texture.over_skin(seen).reshape(-1)
 
 
 def _width(shape: F32) -> float:

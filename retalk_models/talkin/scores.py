@@ -39,7 +39,8 @@ class ClipScore:
 
 def correlation(left: F32, right: F32) -> float:
     """Pearson r; 0 where either does not move."""
-    if left.std() < 1e-9 or right.std() < 1e-9:
+    # In single precision what stands still spreads by its mean's rounding.
+    if left.std(dtype=np.float64) < 1e-9 or right.std(dtype=np.float64) < 1e-9:
         return 0.0
     return float(np.corrcoef(left, right)[0, 1])
 

@@ -143,10 +143,10 @@ def _told(net: SpeechToExpression, sound: F32, seconds: NDArray[np.float64]) -> 
 
 
 def _heard(values: F32, truth: F32) -> F32:
-    """(K,) correlation of (n, K) coefficients with the true ones; 0 of what does not move."""
-    told, true = values - values.mean(0), truth - truth.mean(0)
-    scale = np.sqrt((told**2).sum(0) * (true**2).sum(0))
-    return np.asarray((told * true).sum(0) / np.maximum(scale, 1e-9), np.float32)
+    """(K,) correlation of (n, K) coefficients with the true ones."""
+    return np.array(
+        [correlation(told, true) for told, true in zip(values.T, truth.T, strict=True)], np.float32
+    )
 
 
 def _gain(goal: NDArray[np.float64] | F32, spread: NDArray[np.float64] | F32) -> F32:

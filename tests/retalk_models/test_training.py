@@ -392,6 +392,14 @@ def test_calibration_widens_what_is_heard_and_leaves_what_is_not(
     assert calibrate(tensors, pairs, pairs)["spread"][2] == pytest.approx(0.06, rel=1e-3)
 
 
+def test_what_stands_still_has_no_correlation() -> None:
+    """Bug: three hundred times the same number, in single precision, had a spread, and r was no number."""
+    moving = np.sin(np.arange(301, dtype=np.float32))
+    for value in np.linspace(0.01, 3, 50, dtype=np.float32):
+        assert correlation(np.full(301, value, np.float32), moving) == 0
+    assert correlation(moving, moving) == pytest.approx(1)
+
+
 def test_nets_that_learnt_nothing_are_named(tmp_path: Path) -> None:
     pairs = [_pair("x1", 3.0, 1), _pair("x2", 3.0, 2)]
     tensors = _trainer(Recipe(steps=1, hidden=16, held_out=("x2",)), pairs, [], tmp_path).tensors()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import av
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from av.video.codeccontext import VideoCodecContext
 
 from retalk_models.picture import Picture
 from stream import codecs
-from stream.codecs import Codec, VideoEncoder
+from stream.codecs import Codec, EncodedVideo, VideoEncoder
 from tests.stream.fakes import flat_picture, grainy_picture
 
 
@@ -40,17 +42,25 @@ def test_a_picture_may_change_as_soon_as_it_is_encoded(codec: Codec) -> None:
     assert streams[0] == streams[1]
 
 
+def _grainy_film(
+    encoder: VideoEncoder, width: int, height: int, slow: range, rate: int
+) -> Iterator[tuple[bool, EncodedVideo]]:
+    """200 grainy pictures at 25 a second, held to a rate while slow: whether a key frame was due, packet."""
+    rng = np.random.default_rng(1)
+    grain = [rng.integers(0, 60, (height * 3 // 2, width)).astype(np.uint8) for _ in range(8)]
+    for k in range(200):
+        planes = (grainy_picture(k % 50, width, height).planes // 2 + grain[k % 8]).astype(np.uint8)
+        due = encoder.keyframe_due
+        noisy = Picture(planes, width, height)
+        packet = encoder.encode(noisy, k * 40_000, 0, False, rate if k in slow else None)
+        assert packet is not None
+        yield due, packet
+
+
 def test_an_open_h264_encoder_changes_its_rate_without_a_key_frame() -> None:
     encoder = VideoEncoder("H264")
-    rng = np.random.default_rng(1)
-    grain = [rng.integers(0, 60, (360, 320)).astype(np.uint8) for _ in range(8)]
     sizes, keys = [], 0
-    for k in range(200):
-        rate = 150_000 if 75 <= k < 140 else None
-        planes = (grainy_picture(k % 50, 320, 240).planes // 2 + grain[k % 8]).astype(np.uint8)
-        noisy = Picture(planes, 320, 240)
-        packet = encoder.encode(noisy, k * 40_000, 0, False, rate)
-        assert packet is not None
+    for _, packet in _grainy_film(encoder, 320, 240, range(75, 140), 150_000):
         sizes.append(len(packet.data) * 8 * 25)
         keys += packet.keyframe
     full, least, again = np.mean(sizes[25:75]), np.mean(sizes[110:140]), np.mean(sizes[175:])
@@ -62,16 +72,9 @@ def test_an_open_h264_encoder_changes_its_rate_without_a_key_frame() -> None:
 
 def test_a_new_vp8_encoder_keeps_to_the_new_rate_at_no_more_key_frames() -> None:
     encoder = VideoEncoder("VP8")
-    rng = np.random.default_rng(1)
-    grain = [rng.integers(0, 60, (720, 640)).astype(np.uint8) for _ in range(8)]
     sizes, keys = [], 0
-    for k in range(200):
-        noisy = Picture(
-            (grainy_picture(k % 50, 640, 480).planes // 2 + grain[k % 8]).astype(np.uint8), 640, 480
-        )
-        assert encoder.keyframe_due == (k % 50 == 0)
-        packet = encoder.encode(noisy, k * 40_000, 0, False, 500_000 if 50 <= k < 150 else None)
-        assert packet is not None
+    for k, (due, packet) in enumerate(_grainy_film(encoder, 640, 480, range(50, 150), 500_000)):
+        assert due == (k % 50 == 0)
         sizes.append(len(packet.data) * 8 * 25)
         keys += packet.keyframe
     full, least, again = np.mean(sizes[25:50]), np.mean(sizes[110:150]), np.mean(sizes[175:])
