@@ -47,6 +47,9 @@ _STILL = 0.7
 _APART = (0.03, 0.06)
 """Apertures (canonical units) up to which the net draws between the lips, and from which it does not."""
 
+_SQUEEZED = (0.02, 0.035)
+"""The same of how much farther apart the lips are in its view than where they are drawn."""
+
 RENDERER_FILE = "talkin_renderer.safetensors"
 
 _LIPS = [*OUTER_LIPS, *INNER_LIPS]
@@ -162,7 +165,8 @@ class Enhancement:
         share, change = (one[0] for one in self._renderer(value[None]))
         answer = self._steadied(_Answer(share, change, placed[_LIPS]))
         reach = reach * np.float32(effect) * on_crop(field.reach, field, crop)
-        reach *= lips_reach(placed) * _outside(drawn, target.opening)
+        squeezed = 0.0 if view is None else view.opening - target.opening
+        reach *= lips_reach(placed) * _outside(drawn, target.opening, squeezed)
         _lay(dubbed, field.box, crop, answer, reach, view, places, tone)
 
     def _steadied(self, answer: _Answer) -> _Answer:
@@ -182,20 +186,26 @@ class Enhancement:
 def _effect(face: ObservedFace, target: TargetFace) -> float:
     """0..1: a mouth that hardly moves is best left as the frame has it."""
     away = np.linalg.norm(target.target[_LIPS] - face.points[_LIPS, :2], axis=1).mean() / face.pose.scale
-    return float(np.clip((away - _MOVED[0]) / (_MOVED[1] - _MOVED[0]), 0, 1))
+    return _between(float(away), _MOVED)
 
 
-def _outside(drawn: U8, opening: float) -> F32:
-    """(SIDE, SIDE) 0..1, what of the crop the net may change. drawn: outlines of the target.
+def _outside(drawn: U8, opening: float, squeezed: float) -> F32:
+    """(SIDE, SIDE) 0..1, what of the crop the net may change. drawn: outlines of the target. squeezed: how
+    much farther apart its view's lips are.
 
     Which teeth show in a wide mouth no outline tells, so a net that was taught by distance draws their mean,
-    a fog. The warp shows the person's own.
+    a fog. The warp shows the person's own. And of teeth squeezed into a slit a row of dots is left.
     """
-    apart = float(np.clip((opening - _APART[0]) / (_APART[1] - _APART[0]), 0, 1))
+    apart = max(_between(opening, _APART), _between(squeezed, _SQUEEZED))
     if apart == 0:
         return np.ones((SIDE, SIDE), np.float32)
     inside = cv2.dilate(drawn[..., 1], np.ones((3, 3), np.uint8)).astype(np.float32)
     return np.asarray(1 - np.float32(apart / 255) * cv2.blur(inside, (5, 5)), np.float32)
+
+
+def _between(value: float, limits: tuple[float, float]) -> float:
+    """0 up to the lower limit, 1 from the upper one on."""
+    return float(np.clip((value - limits[0]) / (limits[1] - limits[0]), 0, 1))
 
 
 def _touched(reach: F32, crop: MouthCrop, within: Box) -> Box | None:

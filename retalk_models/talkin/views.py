@@ -68,13 +68,14 @@ class View:
     """One moment of the person round the mouth, at the frame's own resolution.
 
     picture: the part of the frame. crop: where the net's crop lies in it. small: that crop. points: (478, 2)
-    in crop samples.
+    in crop samples. opening: its aperture, canonical units.
     """
 
     picture: Picture
     crop: MouthCrop
     small: U8
     points: F32
+    opening: float
 
 
 def take_view(picture: Picture, face: ObservedFace, neutral: F32) -> View | None:
@@ -90,7 +91,7 @@ def take_view(picture: Picture, face: ObservedFace, neutral: F32) -> View | None
     matrix = crop.matrix.copy()
     matrix[:, 2] -= (box.left, box.top)
     moved = MouthCrop(matrix)
-    return View(part, moved, cut_crop(part, moved), crop.to_crop(face.points[:, :2]))
+    return View(part, moved, cut_crop(part, moved), crop.to_crop(face.points[:, :2]), face.opening)
 
 
 def _part(picture: Picture, box: Box) -> Picture:
