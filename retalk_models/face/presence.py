@@ -47,9 +47,14 @@ class Reading:
 
 
 class Presence:
-    """The per-frame state machine. Strength never jumps, except to 0 at a cut, where the old face is gone."""
+    """The per-frame state machine. Strength never jumps, except to 0 at a cut, where the old face is gone.
 
-    def __init__(self) -> None:
+    awaited: whoever comes first is known already. A face in the very first picture is dubbed there, for
+    nothing was shown that it would jump from.
+    """
+
+    def __init__(self, awaited: bool = False) -> None:
+        self._awaited = awaited
         self._state = FaceState.NONE
         self._ramp = 0.0
         self._centre: tuple[float, float] | None = None
@@ -61,6 +66,7 @@ class Presence:
 
     def drop(self) -> None:
         """Show the source at once; the dub fades in again from the next tracked frame on."""
+        self._awaited = False
         self._ramp = 0.0
 
     def jumped(self, face: TrackedFace) -> bool:
@@ -94,6 +100,9 @@ class Presence:
             self._centre = None
         else:
             self._state = self._judge(face, pose, hidden, frame_size)
+        if self._awaited and self._state is FaceState.TRACKED:
+            self._ramp = 1.0
+        self._awaited = False
         step = min(max(elapsed_s, 0.0), FADE_S / 2) / FADE_S
         step = step if self._state is FaceState.TRACKED else -step
         self._ramp = float(np.clip(self._ramp + step, 0.0, 1.0))

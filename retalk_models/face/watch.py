@@ -59,15 +59,15 @@ class FaceWatch:
     """One session's eyes. Feeds the person's geometry and forgets the person at a cut.
 
     forgotten: called then, so that what else is kept of the person goes too. Who was not seen here yet is not
-    forgotten: what is known of them was learnt elsewhere, for when they come.
+    forgotten: what is known of them was learnt elsewhere, for when they come. awaited: see Presence.
     """
 
-    def __init__(self, geometry: FaceObserver, forgotten: Callable[[], None]) -> None:
+    def __init__(self, geometry: FaceObserver, forgotten: Callable[[], None], awaited: bool = False) -> None:
         self._geometry, self._forgotten = geometry, forgotten
         self._tracker = FaceTracker()
         self._cut = CutDetector()
         self._surface = SurfaceMemory()
-        self._presence = Presence()
+        self._presence = Presence(awaited)
         self._unseen_s = 0.0
         self._met = False
         self._last: Sighting | None = None

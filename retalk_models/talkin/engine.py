@@ -202,7 +202,8 @@ class TalkinSession:
         self._stream = stream
         self._geometry, self._references = learnt.geometry, learnt.references
         self._enhancement = Enhancement(renderer, learnt.views) if renderer is not None else None
-        self._watch = FaceWatch(self._geometry, self._forget)
+        known = self._geometry.neutral is not None
+        self._watch = FaceWatch(self._geometry, self._forget, awaited=known)
         self._gates = SpeakingGates(options.idle)
         self._epoch: int | None = None
         self._heard_until = 0

@@ -47,7 +47,7 @@ _STILL = 0.7
 _APART = (0.03, 0.06)
 """Apertures (canonical units) up to which the net draws between the lips, and from which it does not."""
 
-_SQUEEZED = (0.02, 0.035)
+_SQUEEZED = (0.006, 0.016)
 """The same of how much farther apart the lips are in its view than where they are drawn."""
 
 RENDERER_FILE = "talkin_renderer.safetensors"

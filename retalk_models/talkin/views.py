@@ -28,7 +28,7 @@ _PARTED_FROM, _WIDE_FROM = 0.04, 0.09
 _SWITCH = {Kind.SHUT: (0.015, 0.03), Kind.WIDE: (0.075, 0.095)}
 """The target's apertures between which the kind of view in use stays what it is."""
 
-_BEST = {Kind.PARTED: (0.065, 0.04), Kind.WIDE: (0.13, 0.1)}
+_BEST = {Kind.SHUT: (0.0, SHUT_BELOW), Kind.PARTED: (0.065, 0.04), Kind.WIDE: (0.13, 0.1)}
 """The aperture that serves most targets of a kind, and how far from it a view serves none."""
 
 _MOST_YAW, _MOST_PITCH = 0.6, 0.5
@@ -138,7 +138,7 @@ class PersonViews:
             motion = max(drift / 1.5, abs(opening - last[1]) / elapsed_s / 2.5)
         cache = self._kept[kind]
         # The middle of its kind serves most: a wide mouth squeezed shut has too much lip.
-        best, width = _BEST.get(kind, (opening, 1.0))
+        best, width = _BEST[kind]
         fitting = 1.0 - min(1.0, abs(opening - best) / width)
         quality = 0.4 + 0.4 * fitting - 0.4 * min(1.0, motion)
         if not cache.wants(pose.yaw, pose.pitch, quality):

@@ -37,6 +37,22 @@ def test_a_face_fades_in_over_four_frames_and_out_over_four() -> None:
     assert abs(FADE_S - 4 * STEP) < 1e-9
 
 
+def test_who_is_awaited_is_dubbed_from_the_first_picture_on() -> None:
+    presence = Presence(awaited=True)
+    assert see(presence, pose()).strength == 1.0
+    assert see(presence, pose(), new_face=True).strength < 0.2
+
+
+@pytest.mark.parametrize("shown", ["nobody", "a profile", "unseen"])
+def test_who_comes_only_later_fades_in_though_awaited(shown: str) -> None:
+    presence = Presence(awaited=True)
+    if shown == "unseen":
+        presence.drop()
+    else:
+        see(presence, pose(yaw=1.0) if shown == "a profile" else None)
+    assert see(presence, pose()).strength < 0.2
+
+
 def test_a_new_face_drops_the_dub_at_once() -> None:
     presence = Presence()
     for _ in range(6):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from retalk_models.engine import EngineOptions
+from retalk_models.engine import EngineOptions, Idle
 from retalk_models.picture import Picture
 from retalk_models.talkin import study as room
 from retalk_models.talkin.engine import TalkinEngine
@@ -185,3 +185,15 @@ def test_a_dub_begins_with_nothing_in_motion(shut_then_smiling: tuple[Picture, .
     learnt = study(Shown("late smile", shut_then_smiling), BASIS)
     assert learnt.references._last is None
     assert learnt.views._last is None
+
+
+def test_a_film_s_first_frames_show_the_dub_and_not_their_own_mouth() -> None:
+    """Bug: a film that is known faded in like a stranger, so its own mouth was seen for three frames."""
+    film = Shown("a smile", (portrait(),) * 4)
+    strengths = {}
+    for known in (film, None):
+        live = engine().open_session(EngineOptions(film=known, idle=Idle.REST))
+        strengths[known is not None] = dub(live, frames(list(film.shown)))[0].strength
+        live.close()
+    assert strengths[True] == 1.0
+    assert strengths[False] < 0.2
