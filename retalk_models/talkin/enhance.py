@@ -47,8 +47,11 @@ _STILL = 0.7
 _APART = (0.03, 0.06)
 """Apertures (canonical units) up to which the net draws between the lips, and from which it does not."""
 
-_SQUEEZED = (0.006, 0.016)
+_SQUEEZED = (0.002, 0.008)
 """The same of how much farther apart the lips are in its view than where they are drawn."""
+
+_CONTRAST = 3.0
+"""How much steeper than the net's own the way from one warp to the other is."""
 
 RENDERER_FILE = "talkin_renderer.safetensors"
 
@@ -163,7 +166,7 @@ class Enhancement:
         drawn = outlines(placed)
         value = net_input(context, first, second, drawn, reach)
         share, change = (one[0] for one in self._renderer(value[None]))
-        answer = self._steadied(_Answer(share, change, placed[_LIPS]))
+        answer = self._steadied(_Answer(_decided(share), change, placed[_LIPS]))
         reach = reach * np.float32(effect) * on_crop(field.reach, field, crop)
         squeezed = 0.0 if view is None else view.opening - target.opening
         reach *= lips_reach(placed) * _outside(drawn, target.opening, squeezed)
@@ -187,6 +190,11 @@ def _effect(face: ObservedFace, target: TargetFace) -> float:
     """0..1: a mouth that hardly moves is best left as the frame has it."""
     away = np.linalg.norm(target.target[_LIPS] - face.points[_LIPS, :2], axis=1).mean() / face.pose.scale
     return _between(float(away), _MOVED)
+
+
+def _decided(share: F32) -> F32:
+    """Shares that are near one warp or the other brought to it: a mean of two has the grain of neither."""
+    return np.asarray(np.clip(_CONTRAST * (share - 0.5) + 0.5, 0, 1), np.float32)
 
 
 def _outside(drawn: U8, opening: float, squeezed: float) -> F32:
@@ -249,7 +257,7 @@ def _lay(
     share = answer.share * reach
     fine = _enlarged(_joined(change[0], share, places, view.crop.matrix), luma, base_y)
     added, weight, x, y = cv2.split(fine)
-    _mix(base_y, added, weight, _seen(view.picture.y, x, y), tone[0])
+    _mix(base_y, added, weight, _seen(view.picture.y, x, y, cv2.INTER_CUBIC), tone[0])
     fine = _enlarged(_joined(change[1], share, places, halved(view.crop.matrix)), chroma, base_u)
     added, weight, x, y = cv2.split(fine)
     _mix(base_u, added, weight, _seen(view.picture.u, x, y), tone[1])
@@ -268,9 +276,8 @@ def _enlarged(values: F32, matrix: F32, base: U8) -> F32:
     return np.asarray(out, np.float32)
 
 
-def _seen(plane: U8, x: F32, y: F32) -> U8:
-    seen = cv2.remap(plane, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(seen, np.uint8)
+def _seen(plane: U8, x: F32, y: F32, how: int = cv2.INTER_LINEAR) -> U8:
+    return np.asarray(cv2.remap(plane, x, y, how, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
 def _mix(base: U8, added: F32, weight: F32, seen: U8, tone: np.float32) -> None:

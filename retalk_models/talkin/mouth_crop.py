@@ -136,9 +136,11 @@ def outlines(points: F32) -> U8:
 
 
 def lips_mask(points: F32, wider: int = 3) -> F32:
-    """(SIDE, SIDE) 1 on the lips and what they enclose, some samples wider, of (478, 2) crop points."""
-    size = 2 * wider + 1
-    grown = cv2.dilate(_filled(points, OUTER_LIPS), np.ones((size, size), np.uint8))
+    """(SIDE, SIDE) 1 on the lips and what they enclose, some samples wider, of (478, 2) crop points; narrower
+    where that is negative."""
+    size = 2 * abs(wider) + 1
+    change = cv2.dilate if wider >= 0 else cv2.erode
+    grown = change(_filled(points, OUTER_LIPS), np.ones((size, size), np.uint8))
     return np.asarray(grown, np.float32) / 255
 
 

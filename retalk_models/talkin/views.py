@@ -10,7 +10,7 @@ import numpy as np
 from retalk_models.face.geometry import ObservedFace, Pose
 from retalk_models.picture import F32, U8, Box, Picture
 from retalk_models.pose_cache import PoseCache, Reference
-from retalk_models.talkin.mouth_crop import SIDE, MouthCrop, crop_of, cut_crop
+from retalk_models.talkin.mouth_crop import SIDE, SPAN, MouthCrop, crop_of, cut_crop, lips_mask
 
 
 class Kind(Enum):
@@ -30,6 +30,15 @@ _SWITCH = {Kind.SHUT: (0.015, 0.03), Kind.WIDE: (0.075, 0.095)}
 
 _BEST = {Kind.SHUT: (0.0, SHUT_BELOW), Kind.PARTED: (0.065, 0.04), Kind.WIDE: (0.13, 0.1)}
 """The aperture that serves most targets of a kind, and how far from it a view serves none."""
+
+_BLACK = (0.3, 0.6)
+"""Luma, of the lips' median, below which a sample lies between them, and from which on it does not."""
+
+_PAUSE_S = 0.1
+"""How long none is taken as a view after one that looked worse than those held: as a rule the next does."""
+
+_LEFT, _RIGHT = 78, 308
+"""The inner lips' corners in the picture."""
 
 _MOST_YAW, _MOST_PITCH = 0.6, 0.5
 _OUTGROWN = 0.35
@@ -68,7 +77,8 @@ class View:
     """One moment of the person round the mouth, at the frame's own resolution.
 
     picture: the part of the frame. crop: where the net's crop lies in it. small: that crop. points: (478, 2)
-    in crop samples. opening: its aperture, canonical units.
+    in crop samples. opening: how far the lips are apart to the eye, canonical units: their aperture, or what
+    is dark between them where that is more.
     """
 
     picture: Picture
@@ -90,8 +100,24 @@ def take_view(picture: Picture, face: ObservedFace, neutral: F32) -> View | None
     part = _part(picture, box)
     matrix = crop.matrix.copy()
     matrix[:, 2] -= (box.left, box.top)
-    moved = MouthCrop(matrix)
-    return View(part, moved, cut_crop(part, moved), crop.to_crop(face.points[:, :2]), face.opening)
+    moved, points = MouthCrop(matrix), crop.to_crop(face.points[:, :2])
+    small = cut_crop(part, moved)
+    return View(part, moved, small, points, max(face.opening, dark_gap(small, points)))
+
+
+def dark_gap(small: U8, points: F32) -> float:
+    """How high, canonical units, what is much darker than lips stands between them, over the mouth's width.
+
+    small: (SIDE, SIDE, 3) a crop. points: (478, 2) in its samples. Lips that are tracked as touching may have
+    a black slit between them; a seam in the shadow of lips that do touch hardly counts.
+    """
+    lips = lips_mask(points, wider=-1) > 0
+    width = float(np.linalg.norm(points[_RIGHT] - points[_LEFT]))
+    if width < 1 or not lips.any():
+        return 0.0
+    luma = small[..., 0][lips].astype(np.float32) - 16
+    dark = np.clip((_BLACK[1] - luma / max(1.0, float(np.median(luma)))) / (_BLACK[1] - _BLACK[0]), 0, 1)
+    return float(dark.sum()) / width * SPAN / SIDE
 
 
 def _part(picture: Picture, box: Box) -> Picture:
@@ -115,6 +141,7 @@ class PersonViews:
         self._current: Reference[View] | None = None
         self._kind = self._shown = Kind.SHUT
         self._last: tuple[F32, float] | None = None
+        self._pause_s = 0.0
 
     def copy(self) -> PersonViews:
         """The same views, none of them chosen yet."""
@@ -124,8 +151,11 @@ class PersonViews:
 
     def observe(self, picture: Picture, face: ObservedFace, neutral: F32, elapsed_s: float) -> None:
         """Keep this frame if it is a good view of either kind."""
-        centre = face.points[[13, 14, 78, 308], :2].mean(axis=0)
+        centre = face.points[[13, 14, _LEFT, _RIGHT], :2].mean(axis=0)
         last, self._last = self._last, (centre, face.opening)
+        self._pause_s -= elapsed_s
+        if self._pause_s > 0:
+            return
         pose, opening = face.pose, face.opening
         if abs(pose.yaw) > _MOST_YAW or abs(pose.pitch) > _MOST_PITCH:
             return
@@ -138,14 +168,18 @@ class PersonViews:
             motion = max(drift / 1.5, abs(opening - last[1]) / elapsed_s / 2.5)
         cache = self._kept[kind]
         # The middle of its kind serves most: a wide mouth squeezed shut has too much lip.
-        best, width = _BEST[kind]
-        fitting = 1.0 - min(1.0, abs(opening - best) / width)
-        quality = 0.4 + 0.4 * fitting - 0.4 * min(1.0, motion)
-        if not cache.wants(pose.yaw, pose.pitch, quality):
+        blur = 0.4 * min(1.0, motion)
+        if not cache.wants(pose.yaw, pose.pitch, _fitting(kind, opening) - blur):
             return
         view = take_view(picture, face, neutral)
-        if view is not None:
+        if view is None:
+            return
+        # Only now it is known how shut lips look that are tracked as shut.
+        quality = _fitting(kind, view.opening if kind is Kind.SHUT else opening) - blur
+        if cache.wants(pose.yaw, pose.pitch, quality):
             cache.add(Reference(view, pose.yaw, pose.pitch, quality))
+        else:
+            self._pause_s = _PAUSE_S
 
     def choose(self, pose: Pose, opening: float) -> View | None:
         """The view to draw an aperture from; None where there is none of its kind."""
@@ -164,6 +198,12 @@ class PersonViews:
                 current = nearest
         self._shown, self._current = shown, current
         return current.item if current is not None else None
+
+
+def _fitting(kind: Kind, opening: float) -> float:
+    """The quality, .4 to .8, of a view of its kind that is so far open and sharp."""
+    best, width = _BEST[kind]
+    return 0.8 - 0.4 * min(1.0, abs(opening - best) / width)
 
 
 def _switched(kind: Kind, opening: float) -> Kind:

@@ -22,6 +22,7 @@ from retalk_models.talkin.target import TargetFace
 from retalk_models.talkin.views import PersonViews, take_view
 from tests.retalk_models import faces
 
+GREY = Picture(np.full((720, 640), 100, np.uint8), 640, 480)
 LEVELS = 30
 WIDE = 0.12
 
@@ -120,12 +121,11 @@ def test_lips_that_all_but_meet_are_not_filled_from_farther_open_ones(
     white = Picture(np.full((720, 640), 200, np.uint8), 640, 480)
     stage = Enhancement(ToldRenderer(share=1.0, added=0.0))
     stage.observe(white, observed(held), template(), 0.04)
-    grey = Picture(np.full((720, 640), 100, np.uint8), 640, 480)
     face = observed(WIDE)
     # From farther apart: on the way the view is of the kind that they come from.
     for apart in (0.05, opening):
-        target, dubbed = moved(face, apart), grey.copy()
-        stage(grey, dubbed, face, target, template(), field_of(target), 1.0)
+        target, dubbed = moved(face, apart), GREY.copy()
+        stage(GREY, dubbed, face, target, template(), field_of(target), 1.0)
     x, y = target.target[[13, 14]].mean(axis=0).round().astype(int)
     # Of the 100 levels between them the view is brought 40 nearer in tone.
     assert least <= int(dubbed.y[y, x]) - 100 <= most
@@ -143,7 +143,7 @@ def test_a_mouth_that_need_not_move_is_left_alone() -> None:
 
 
 def test_strength_scales_what_is_added() -> None:
-    picture = Picture(np.full((720, 640), 100, np.uint8), 640, 480)
+    picture = GREY
     face = observed()
     target = moved(face, WIDE)
     most = []
@@ -157,7 +157,7 @@ def test_strength_scales_what_is_added() -> None:
 
 
 def test_lips_that_stand_still_do_not_flicker_and_a_pause_forgets() -> None:
-    picture = Picture(np.full((720, 640), 100, np.uint8), 640, 480)
+    picture = GREY
     face = observed()
     target = moved(face, WIDE)
     renderer = ToldRenderer()
@@ -180,7 +180,7 @@ def test_the_second_warp_comes_from_a_view_of_the_person_at_the_frames_own_detai
     face = observed(WIDE)
     stage = Enhancement(ToldRenderer(share=1.0, added=0.0))
     stage.observe(held, face, template(), 0.04)
-    picture = Picture(np.full((720, 640), 100, np.uint8), 640, 480)
+    picture = GREY
     shut = observed()
     target = moved(shut, WIDE)
     dubbed = picture.copy()
@@ -281,10 +281,27 @@ def test_a_wide_target_is_drawn_from_a_wide_view() -> None:
 def test_the_tightest_of_shut_lips_serve_shut_ones() -> None:
     views = PersonViews()
     for opening in (0.015, 0.001, 0.02):
-        views.observe(faces.noise(), observed(opening), template(), 1.0)
+        views.observe(GREY, observed(opening), template(), 1.0)
     shown = views.choose(observed().pose, 0.0)
     assert shown is not None
     assert shown.opening == 0.001
+
+
+def test_lips_with_a_black_slit_between_them_are_not_shut_however_they_are_tracked() -> None:
+    views = PersonViews()
+    face = observed(0.001)
+    row = round(float(face.points[[13, 14], 1].mean()))
+    left, right = (round(float(face.points[corner, 0])) for corner in (78, 308))
+    parted = GREY.copy()
+    parted.y[row - 1 : row + 2, left:right] = 16
+    for picture, opening in ((parted, 0.001), (GREY, 0.008)):
+        views.observe(picture, replace(face, opening=opening), template(), 1.0)
+    shown = views.choose(face.pose, 0.0)
+    assert shown is not None
+    assert shown.opening == 0.008
+    seen = take_view(parted, face, template())
+    assert seen is not None
+    assert 0.6 * 3 < seen.opening * face.pose.scale < 1.4 * 3, "three rows are black"
 
 
 def test_one_kind_of_open_view_serves_for_the_other() -> None:
