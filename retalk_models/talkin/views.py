@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from retalk_models.face.geometry import ObservedFace, Pose
 from retalk_models.picture import F32, U8, Box, Picture
 from retalk_models.pose_cache import PoseCache, Reference
-from retalk_models.talkin.mouth_crop import SIDE, SPAN, MouthCrop, crop_of, cut_crop, lips_mask
+from retalk_models.talkin.mouth_crop import SIDE, SPAN, MouthCrop, crop_of, cut_crop, lips_mask, outlines
 
 
 class Kind(Enum):
@@ -36,6 +38,9 @@ _BLACK = (0.3, 0.6)
 
 _PAUSE_S = 0.1
 """How long none is taken as a view after one that looked worse than those held: as a rule the next does."""
+
+_SHARP, _USUAL = 0.25, 0.05
+"""What e times the usual detail of lips adds to a view's quality, and that detail, as of lip_detail."""
 
 _LEFT, _RIGHT = 78, 308
 """The inner lips' corners in the picture."""
@@ -111,13 +116,27 @@ def dark_gap(small: U8, points: F32) -> float:
     small: (SIDE, SIDE, 3) a crop. points: (478, 2) in its samples. Lips that are tracked as touching may have
     a black slit between them; a seam in the shadow of lips that do touch hardly counts.
     """
-    lips = lips_mask(points, wider=-1) > 0
+    luma, mouth = _over_lips(small, points)
     width = float(np.linalg.norm(points[_RIGHT] - points[_LEFT]))
-    if width < 1 or not lips.any():
+    if width < 1:
         return 0.0
-    luma = small[..., 0][lips].astype(np.float32) - 16
-    dark = np.clip((_BLACK[1] - luma / max(1.0, float(np.median(luma)))) / (_BLACK[1] - _BLACK[0]), 0, 1)
+    dark = np.clip((_BLACK[1] - luma[mouth]) / (_BLACK[1] - _BLACK[0]), 0, 1)
     return float(dark.sum()) / width * SPAN / SIDE
+
+
+def lip_detail(small: U8, points: F32) -> float:
+    """Mean absolute Laplacian of the lips' luma over its median; of a crop as in dark_gap."""
+    luma, mouth = _over_lips(small, points)
+    flesh = mouth & (cv2.dilate(outlines(points)[..., 1], np.ones((3, 3), np.uint8)) == 0)
+    return float(np.abs(cv2.Laplacian(luma, cv2.CV_32F))[flesh].mean()) if flesh.any() else 0.0
+
+
+def _over_lips(small: U8, points: F32) -> tuple[F32, NDArray[np.bool_]]:
+    """(SIDE, SIDE) luma, from black on, over the lips' median, and where lips and what they enclose are."""
+    mouth = lips_mask(points, wider=-1) > 0
+    luma = small[..., 0].astype(np.float32) - 16
+    middle = float(np.median(luma[mouth])) if mouth.any() else 1.0
+    return np.asarray(luma / np.float32(max(8.0, middle)), np.float32), mouth
 
 
 def _part(picture: Picture, box: Box) -> Picture:
@@ -169,13 +188,14 @@ class PersonViews:
         cache = self._kept[kind]
         # The middle of its kind serves most: a wide mouth squeezed shut has too much lip.
         blur = 0.4 * min(1.0, motion)
-        if not cache.wants(pose.yaw, pose.pitch, _fitting(kind, opening) - blur):
+        if not cache.wants(pose.yaw, pose.pitch, _fitting(kind, opening) + _SHARP - blur):
             return
         view = take_view(picture, face, neutral)
         if view is None:
             return
-        # Only now it is known how shut lips look that are tracked as shut.
-        quality = _fitting(kind, view.opening if kind is Kind.SHUT else opening) - blur
+        # Only now it is known how sharp lips are, and how shut they look that are tracked as shut.
+        sharp = _sharpness(view)
+        quality = _fitting(kind, view.opening if kind is Kind.SHUT else opening) + sharp - blur
         if cache.wants(pose.yaw, pose.pitch, quality):
             cache.add(Reference(view, pose.yaw, pose.pitch, quality))
         else:
@@ -198,6 +218,12 @@ class PersonViews:
                 current = nearest
         self._shown, self._current = shown, current
         return current.item if current is not None else None
+
+
+def _sharpness(view: View) -> float:
+    """What the detail of a view's lips adds to its quality: equal parts for equal ratios."""
+    detail = lip_detail(view.small, view.points)
+    return _SHARP * float(np.clip(np.log(max(1e-6, detail) / _USUAL), -1, 1))
 
 
 def _fitting(kind: Kind, opening: float) -> float:

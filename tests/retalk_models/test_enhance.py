@@ -12,13 +12,14 @@ import torch
 
 from retalk_models.engine import EngineOptions, EngineOutput, Rung
 from retalk_models.face.geometry import INNER_LIPS, ObservedFace, template
+from retalk_models.face.tracker import FaceTracker
 from retalk_models.face.warp import WarpField, warp_field
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.engine import TalkinEngine
-from retalk_models.talkin.enhance import Enhancement, NetRenderer, hold_to_one_thread
+from retalk_models.talkin.enhance import Enhancement, NetRenderer, _decided, hold_to_one_thread
 from retalk_models.talkin.mouth_crop import SIDE
 from retalk_models.talkin.stage_cost import milliseconds
-from retalk_models.talkin.target import TargetFace
+from retalk_models.talkin.target import TargetFace, TargetGeometry
 from retalk_models.talkin.views import PersonViews, take_view
 from tests.retalk_models import faces
 
@@ -91,6 +92,14 @@ def test_what_the_net_adds_stays_within_the_warps_own_box() -> None:
     differs[box.top : box.bottom, box.left : box.right] = False
     assert not differs.any()
     assert np.array_equal(dubbed.u, picture.u)
+
+
+@pytest.mark.parametrize(("said", "taken"), [(0.1, 0), (0.3, 0), (0.5, 50), (0.7, 100), (0.9, 100)])
+def test_lips_are_one_picture_s_and_not_a_mean_of_two(said: float, taken: int) -> None:
+    """Bug: where the net all but chose, the other picture still took the lips' grain away."""
+    assert round(100 * float(_decided(np.full((1, 1), said, np.float32))[0, 0])) == pytest.approx(
+        taken, abs=1
+    )
 
 
 def test_the_inside_of_a_wide_mouth_is_not_fogged() -> None:
@@ -302,6 +311,26 @@ def test_lips_with_a_black_slit_between_them_are_not_shut_however_they_are_track
     seen = take_view(parted, face, template())
     assert seen is not None
     assert 0.6 * 3 < seen.opening * face.pose.scale < 1.4 * 3, "three rows are black"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_views_the_one_with_the_sharper_lips_is_kept(order: tuple[int, int]) -> None:
+    """Bug: lips were drawn from whichever frame was open as far as serves most, sharp or not."""
+    sharp = faces.portrait(640, 480, x=60, scale=1.0)
+    blurred = Picture(np.asarray(cv2.GaussianBlur(sharp.planes, (0, 0), 2.0), np.uint8), 640, 480)
+    views = PersonViews()
+    found = FaceTracker().track(sharp)
+    assert found is not None
+    geometry = TargetGeometry(faces.BASIS)
+    face = replace(geometry.observe(found.points, 0.04), opening=0.1)
+    assert geometry.neutral is not None
+    for index in order:
+        views.observe((sharp, blurred)[index], face, geometry.neutral, 1.0)
+    shown = views.choose(face.pose, 0.1)
+    expected = take_view(sharp, face, geometry.neutral)
+    assert shown is not None
+    assert expected is not None
+    assert np.array_equal(shown.picture.planes, expected.picture.planes)
 
 
 def test_one_kind_of_open_view_serves_for_the_other() -> None:
