@@ -42,6 +42,12 @@ _BITE_PX = 1.5
 _TONGUE = 0.09
 """Luma that the tongue adds to the unlit depth where nothing was ever seen, of the skin's."""
 
+_TONGUE_WIDTH = 0.45
+"""How far from the middle it reaches, of the opening's width: at the cheeks there is none."""
+
+_UNLIT = 0.6
+"""How much of the depth's colour is left where there is no tongue."""
+
 _UNDER = 0.55
 """How far above black a mouth's depth stays, of how far the face's darkest spots do: in a pale picture from a
 cheap camera a black hole is nobody's mouth."""
@@ -274,7 +280,9 @@ def draw_mouth(
     rise = _TONGUE * _glow(texture.dark, texture.light)
     hollow = texture.dark[0] + tongue * (rise * max(0.0, float(texture.light[0]) - 16))
     lit = luma + unseen * (hollow - luma)
-    colour = chroma + halved(unseen)[..., None] * (texture.dark[1:] - chroma)
+    # Unlit depth is nearly black; what there is of colour the tongue has.
+    deep = 128 + (_UNLIT + (1 - _UNLIT) * halved(tongue)[..., None]) * (texture.dark[1:] - 128)
+    colour = chroma + halved(unseen)[..., None] * (deep - chroma)
     seam_tone = _seam_tone(light)
     drawn = 16 + (lit - 16) * gain
     drawn -= np.maximum(drawn - black_of(light), 0) * (1 - shade)
@@ -353,7 +361,8 @@ def _reference_place(
     edge = 0.014
     hollow = _smooth((y - upper_end) / edge + 0.5) * (1 - _smooth((y - lower_start) / edge + 0.5))
     unseen = hollow * _smooth((lower_start - upper_end) / 0.02)
-    tongue = _smooth((y - upper_end) / np.maximum(lower_start - upper_end, 1e-3))
+    aside = (x - middle) / (_TONGUE_WIDTH * max(1e-3, opening.right - opening.left))
+    tongue = _smooth((y - upper_end) / np.maximum(lower_start - upper_end, 1e-3)) * _smooth(1 - aside * aside)
     gap = np.maximum(bottom - top, 0)
     shadow = _SHADED + (1 - _SHADED) * _smooth(gap / _NARROW)
     depth = np.clip((y - top) / 0.02, 0, 1)

@@ -119,6 +119,20 @@ def test_what_was_never_seen_of_a_black_mouth_is_black_too(level: int, has_strip
     assert (redness.max() > 5, np.ptp(below_teeth) > 6) == (has_stripe, has_stripe)
 
 
+def test_depth_that_was_never_seen_has_a_tongue_in_its_middle_and_none_at_the_cheeks() -> None:
+    """Bug: it was one flat, brown band from cheek to cheek."""
+    face = points(0.3, AT)
+    patch = draw_mouth(reference(), noise(), face[:, :2], PLANE, LIGHT, softness=1.5, fine=False)
+    assert patch is not None
+    middle = round(float(face[13, 0])) - patch.box.left
+    aside = middle + round(0.33 * float(face[308, 0] - face[78, 0]))
+    row = round(float(face[13, 1] + 0.65 * (face[14, 1] - face[13, 1]))) - patch.box.top
+    assert patch.cover_y[row, aside] > 0.99
+    assert patch.y[row, middle] > patch.y[row, aside] + 4
+    redness = patch.uv[row // 2, :, 1] - 128
+    assert redness[middle // 2] > 1.2 * redness[aside // 2] > 0
+
+
 def test_between_lips_nearly_shut_there_is_shadow_not_teeth() -> None:
     height, _ = teeth_rows(reference(), 0.02)
     assert height == 0
