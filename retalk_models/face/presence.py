@@ -47,10 +47,10 @@ class Reading:
 
 
 class Presence:
-    """The per-frame state machine. Strength never jumps, except to 0 at a cut, where the old face is gone.
+    """The per-frame state machine. Strength never jumps but where nobody can see it: to 0 at a cut, where the
+    old face is gone, and to 1 in the very first picture if its face is awaited.
 
-    awaited: whoever comes first is known already. A face in the very first picture is dubbed there, for
-    nothing was shown that it would jump from.
+    awaited: whoever comes first is known already, and nothing was shown before.
     """
 
     def __init__(self, awaited: bool = False) -> None:

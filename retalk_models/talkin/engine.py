@@ -202,8 +202,9 @@ class TalkinSession:
         self._stream = stream
         self._geometry, self._references = learnt.geometry, learnt.references
         self._enhancement = Enhancement(renderer, learnt.views) if renderer is not None else None
-        known = self._geometry.neutral is not None
-        self._watch = FaceWatch(self._geometry, self._forget, awaited=known)
+        # Live, frames were shown before the first that gets here, and a dub at once would be a jump.
+        awaited = options.patient and self._geometry.neutral is not None
+        self._watch = FaceWatch(self._geometry, self._forget, awaited)
         self._gates = SpeakingGates(options.idle)
         self._epoch: int | None = None
         self._heard_until = 0

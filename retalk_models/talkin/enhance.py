@@ -166,7 +166,7 @@ class Enhancement:
         drawn = outlines(placed)
         value = net_input(context, first, second, drawn, reach)
         share, change = (one[0] for one in self._renderer(value[None]))
-        answer = self._steadied(_Answer(_decided(share), change, placed[_LIPS]))
+        answer = self._steadied(_Answer(share, change, placed[_LIPS]))
         reach = reach * np.float32(effect) * on_crop(field.reach, field, crop)
         squeezed = 0.0 if view is None else view.opening - target.opening
         reach *= lips_reach(placed) * _outside(drawn, target.opening, squeezed)
@@ -254,7 +254,7 @@ def _lay(
             _add(base, _enlarged(one, matrix, base))
         return
     # Enlarged together: what is added, the second warp's share, and where in the view it lies.
-    share = answer.share * reach
+    share = _decided(answer.share) * reach
     fine = _enlarged(_joined(change[0], share, places, view.crop.matrix), luma, base_y)
     added, weight, x, y = cv2.split(fine)
     _mix(base_y, added, weight, _seen(view.picture.y, x, y, cv2.INTER_CUBIC), tone[0])

@@ -280,7 +280,7 @@ def draw_mouth(
     rise = _TONGUE * _glow(texture.dark, texture.light)
     hollow = texture.dark[0] + tongue * (rise * max(0.0, float(texture.light[0]) - 16))
     lit = luma + unseen * (hollow - luma)
-    # Unlit depth is nearly black; what there is of colour the tongue has.
+    # What little light there is falls on the tongue.
     deep = 128 + (_UNLIT + (1 - _UNLIT) * halved(tongue)[..., None]) * (texture.dark[1:] - 128)
     colour = chroma + halved(unseen)[..., None] * (deep - chroma)
     seam_tone = _seam_tone(light)

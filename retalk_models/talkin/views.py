@@ -14,6 +14,8 @@ from retalk_models.picture import F32, U8, Box, Picture
 from retalk_models.pose_cache import PoseCache, Reference
 from retalk_models.talkin.mouth_crop import SIDE, SPAN, MouthCrop, crop_of, cut_crop, lips_mask, outlines
 
+Flags = NDArray[np.bool_]
+
 
 class Kind(Enum):
     """How far a view's lips are apart."""
@@ -34,12 +36,15 @@ _BEST = {Kind.SHUT: (0.0, SHUT_BELOW), Kind.PARTED: (0.065, 0.04), Kind.WIDE: (0
 """The aperture that serves most targets of a kind, and how far from it a view serves none."""
 
 _BLACK = (0.3, 0.6)
-"""Luma, of the lips' median, below which a sample lies between them, and from which on it does not."""
+"""Luma, of the lips', below which a sample lies between them, and from which on it does not."""
+
+_TOO_DARK, _FEWEST = 8.0, 12
+"""Lips of less luma tell nothing of a gap, nor do fewer samples of them."""
 
 _PAUSE_S = 0.1
-"""How long none is taken as a view after one that looked worse than those held: as a rule the next does."""
+"""How long none of its kind is looked at after one that looked worse than those held: the next will, too."""
 
-_SHARP, _USUAL = 0.25, 0.05
+_SHARP, _USUAL = 0.2, 0.05
 """What e times the usual detail of lips adds to a view's quality, and that detail, as of lip_detail."""
 
 _LEFT, _RIGHT = 78, 308
@@ -114,29 +119,36 @@ def dark_gap(small: U8, points: F32) -> float:
     """How high, canonical units, what is much darker than lips stands between them, over the mouth's width.
 
     small: (SIDE, SIDE, 3) a crop. points: (478, 2) in its samples. Lips that are tracked as touching may have
-    a black slit between them; a seam in the shadow of lips that do touch hardly counts.
+    a black slit between them; a seam in the shadow of lips that do touch hardly counts. 0 where it is too
+    dark to tell.
     """
-    luma, mouth = _over_lips(small, points)
+    luma, flesh, between = _over_lips(small, points)
     width = float(np.linalg.norm(points[_RIGHT] - points[_LEFT]))
-    if width < 1:
+    if width < 1 or flesh.sum() < _FEWEST:
         return 0.0
-    dark = np.clip((_BLACK[1] - luma[mouth]) / (_BLACK[1] - _BLACK[0]), 0, 1)
+    # The darker lip's, or the half's in shadow: neither is a gap.
+    lip = float(np.quantile(luma[flesh], 0.25))
+    if lip < _TOO_DARK:
+        return 0.0
+    dark = np.clip((_BLACK[1] - luma[between] / lip) / (_BLACK[1] - _BLACK[0]), 0, 1)
     return float(dark.sum()) / width * SPAN / SIDE
 
 
 def lip_detail(small: U8, points: F32) -> float:
     """Mean absolute Laplacian of the lips' luma over its median; of a crop as in dark_gap."""
-    luma, mouth = _over_lips(small, points)
-    flesh = mouth & (cv2.dilate(outlines(points)[..., 1], np.ones((3, 3), np.uint8)) == 0)
-    return float(np.abs(cv2.Laplacian(luma, cv2.CV_32F))[flesh].mean()) if flesh.any() else 0.0
+    luma, flesh, _ = _over_lips(small, points)
+    if flesh.sum() < _FEWEST:
+        return 0.0
+    middle = max(24.0, float(np.median(luma[flesh])))
+    return float(np.abs(cv2.Laplacian(luma, cv2.CV_32F))[flesh].mean()) / middle
 
 
-def _over_lips(small: U8, points: F32) -> tuple[F32, NDArray[np.bool_]]:
-    """(SIDE, SIDE) luma, from black on, over the lips' median, and where lips and what they enclose are."""
+def _over_lips(small: U8, points: F32) -> tuple[F32, Flags, Flags]:
+    """(SIDE, SIDE) luma, from black on, where lips are, and where what is between them may be seen."""
+    inner = outlines(points)[..., 1]
+    near, far = (cv2.dilate(inner, np.ones((size, size), np.uint8)) > 0 for size in (3, 5))
     mouth = lips_mask(points, wider=-1) > 0
-    luma = small[..., 0].astype(np.float32) - 16
-    middle = float(np.median(luma[mouth])) if mouth.any() else 1.0
-    return np.asarray(luma / np.float32(max(8.0, middle)), np.float32), mouth
+    return small[..., 0].astype(np.float32) - np.float32(16), mouth & ~near, far
 
 
 def _part(picture: Picture, box: Box) -> Picture:
@@ -160,7 +172,7 @@ class PersonViews:
         self._current: Reference[View] | None = None
         self._kind = self._shown = Kind.SHUT
         self._last: tuple[F32, float] | None = None
-        self._pause_s = 0.0
+        self._paused: dict[Kind, float] = {}
 
     def copy(self) -> PersonViews:
         """The same views, none of them chosen yet."""
@@ -169,17 +181,15 @@ class PersonViews:
         return other
 
     def observe(self, picture: Picture, face: ObservedFace, neutral: F32, elapsed_s: float) -> None:
-        """Keep this frame if it is a good view of either kind."""
+        """Keep this frame if it is a good view of its kind."""
         centre = face.points[[13, 14, _LEFT, _RIGHT], :2].mean(axis=0)
         last, self._last = self._last, (centre, face.opening)
-        self._pause_s -= elapsed_s
-        if self._pause_s > 0:
-            return
         pose, opening = face.pose, face.opening
         if abs(pose.yaw) > _MOST_YAW or abs(pose.pitch) > _MOST_PITCH:
             return
         kind = kind_of(opening)
-        if kind is None:
+        self._paused = {one: left - elapsed_s for one, left in self._paused.items() if left > elapsed_s}
+        if kind is None or kind in self._paused:
             return
         motion = 0.0
         if last is not None and elapsed_s > 0:
@@ -199,7 +209,7 @@ class PersonViews:
         if cache.wants(pose.yaw, pose.pitch, quality):
             cache.add(Reference(view, pose.yaw, pose.pitch, quality))
         else:
-            self._pause_s = _PAUSE_S
+            self._paused[kind] = _PAUSE_S
 
     def choose(self, pose: Pose, opening: float) -> View | None:
         """The view to draw an aperture from; None where there is none of its kind."""
@@ -227,7 +237,7 @@ def _sharpness(view: View) -> float:
 
 
 def _fitting(kind: Kind, opening: float) -> float:
-    """The quality, .4 to .8, of a view of its kind that is so far open and sharp."""
+    """The quality, .4 to .8, of a still view of its kind that is so far open."""
     best, width = _BEST[kind]
     return 0.8 - 0.4 * min(1.0, abs(opening - best) / width)
 

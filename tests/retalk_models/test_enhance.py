@@ -15,12 +15,13 @@ from retalk_models.face.geometry import INNER_LIPS, ObservedFace, template
 from retalk_models.face.tracker import FaceTracker
 from retalk_models.face.warp import WarpField, warp_field
 from retalk_models.picture import F32, Picture
+from retalk_models.talkin import views as room
 from retalk_models.talkin.engine import TalkinEngine
-from retalk_models.talkin.enhance import Enhancement, NetRenderer, _decided, hold_to_one_thread
+from retalk_models.talkin.enhance import Enhancement, NetRenderer, hold_to_one_thread
 from retalk_models.talkin.mouth_crop import SIDE
 from retalk_models.talkin.stage_cost import milliseconds
 from retalk_models.talkin.target import TargetFace, TargetGeometry
-from retalk_models.talkin.views import PersonViews, take_view
+from retalk_models.talkin.views import PersonViews, View, take_view
 from tests.retalk_models import faces
 
 GREY = Picture(np.full((720, 640), 100, np.uint8), 640, 480)
@@ -94,12 +95,17 @@ def test_what_the_net_adds_stays_within_the_warps_own_box() -> None:
     assert np.array_equal(dubbed.u, picture.u)
 
 
-@pytest.mark.parametrize(("said", "taken"), [(0.1, 0), (0.3, 0), (0.5, 50), (0.7, 100), (0.9, 100)])
-def test_lips_are_one_picture_s_and_not_a_mean_of_two(said: float, taken: int) -> None:
+@pytest.mark.parametrize(("said", "least", "most"), [(0.0, 0, 0), (0.3, 0, 0), (0.7, 50, 60), (1.0, 50, 60)])
+def test_lips_are_one_picture_s_and_not_a_mean_of_two(said: float, least: int, most: int) -> None:
     """Bug: where the net all but chose, the other picture still took the lips' grain away."""
-    assert round(100 * float(_decided(np.full((1, 1), said, np.float32))[0, 0])) == pytest.approx(
-        taken, abs=1
-    )
+    stage = Enhancement(ToldRenderer(share=said, added=0.0))
+    stage.observe(Picture(np.full((720, 640), 200, np.uint8), 640, 480), observed(WIDE), template(), 0.04)
+    face, dubbed = observed(), GREY.copy()
+    target = moved(face, WIDE)
+    stage(GREY, dubbed, face, target, template(), field_of(target), 1.0)
+    x, y = target.target[[14, 17]].mean(axis=0).round().astype(int)
+    # Of the 100 levels between them the view is brought 40 nearer in tone.
+    assert least <= int(dubbed.y[y, x]) - 100 <= most
 
 
 def test_the_inside_of_a_wide_mouth_is_not_fogged() -> None:
@@ -311,6 +317,36 @@ def test_lips_with_a_black_slit_between_them_are_not_shut_however_they_are_track
     seen = take_view(parted, face, template())
     assert seen is not None
     assert 0.6 * 3 < seen.opening * face.pose.scale < 1.4 * 3, "three rows are black"
+
+
+@pytest.mark.parametrize("shade", ["upper lip", "one side", "all but black"])
+def test_shade_on_lips_that_touch_is_no_gap(shade: str) -> None:
+    face = observed(0.001)
+    picture = GREY.copy()
+    x, y = (round(float(value)) for value in face.points[[13, 14], :2].mean(axis=0))
+    if shade == "upper lip":
+        picture.y[:y] = 58
+    elif shade == "one side":
+        picture.y[:, :x] = 58
+    else:
+        picture.y[:] = 18
+    seen = take_view(picture, face, template())
+    assert seen is not None
+    assert seen.opening < 0.004
+
+
+def test_after_a_view_that_was_no_better_its_kind_rests_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[float] = []
+
+    def counted(picture: Picture, face: ObservedFace, neutral: F32) -> View | None:
+        cut.append(face.opening)
+        return take_view(picture, face, neutral)
+
+    monkeypatch.setattr(room, "take_view", counted)
+    views = PersonViews()
+    for opening in (0.0, 0.0, 0.0, 0.0, WIDE, 0.0, 0.0):
+        views.observe(GREY, observed(opening), template(), 0.04)
+    assert cut == [0.0, 0.0, WIDE, 0.0], "one is kept, one is no better, two are passed over"
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
