@@ -52,6 +52,9 @@ STABLE = (
 )  # fmt: skip
 """Points that neither speech nor brows move much: eye corners, nose bridge, forehead, temples."""
 
+MOUTH_CORNERS = (78, 308)
+"""The inner lips' corners: left and right in the picture."""
+
 INNER_PAIRS = ((13, 14), (82, 87), (312, 317), (81, 178), (311, 402))
 """Inner lip points (upper, lower) facing each other; their mean gap is the lip aperture."""
 

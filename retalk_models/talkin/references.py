@@ -9,16 +9,14 @@ from functools import partial
 import cv2
 import numpy as np
 
-from retalk_models.face.geometry import ObservedFace, Pose, template
+from retalk_models.face.geometry import MOUTH_CORNERS, ObservedFace, Pose, template
 from retalk_models.picture import F32, Picture
 from retalk_models.pose_cache import CacheUse, PoseCache, Reference
 from retalk_models.talkin.cavity import draw_cavity
 from retalk_models.talkin.choice import SHUT, ReferenceChoice
+from retalk_models.talkin.motion import MouthMotion
 from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, cut_texture
 from retalk_models.talkin.mouths import Look, Mouths, SeenMouth, best_quality
-
-_LEFT, _RIGHT = 78, 308
-"""The inner lips' corners in the picture."""
 
 _OPEN_ENOUGH = 0.045
 """Aperture (canonical units) from which a frame may serve as a reference."""
@@ -76,7 +74,7 @@ class MouthReferences:
         self._before: Mouths | None = None
         self._crossed = 1.0
         self._waited = self._pause_s = 0.0
-        self._last: tuple[F32, float] | None = None
+        self._motion = MouthMotion()
 
     def copy(self) -> MouthReferences:
         """The same references, none of them chosen yet."""
@@ -106,8 +104,7 @@ class MouthReferences:
 
         neutral: (478, 3) the person's canonical shape with lips at rest.
         """
-        centre = face.points[[13, 14, _LEFT, _RIGHT], :2].mean(axis=0)
-        last, self._last = self._last, (centre, face.opening)
+        blur = self._motion.blur(face, elapsed_s)
         self._pause_s -= elapsed_s
         if self._pause_s > 0:
             return
@@ -115,11 +112,6 @@ class MouthReferences:
             return
         if _width(face.shape) < _PUCKERED * _rest_width(neutral):
             return
-        motion = 0.0
-        if last is not None and elapsed_s > 0:
-            drift = float(np.linalg.norm(centre - last[0])) / face.pose.scale / elapsed_s
-            motion = max(drift / 1.5, abs(face.opening - last[1]) / elapsed_s / 2.5)
-        blur = 0.4 * min(1.0, motion)
         yaw, pitch = face.pose.yaw, face.pose.pitch
         held = self._cache.at(yaw, pitch)
         wider = held is not None and held.item.wants(face.opening, 1 - blur)
@@ -232,7 +224,8 @@ def texture_look(texture: MouthTexture) -> F32:
 
 
 def _width(shape: F32) -> float:
-    return float(shape[_RIGHT, 0] - shape[_LEFT, 0])
+    left, right = MOUTH_CORNERS
+    return float(shape[right, 0] - shape[left, 0])
 
 
 def _rest_width(neutral: F32) -> float:

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from retalk_models.face.geometry import ObservedFace, Pose
+from retalk_models.face.geometry import MOUTH_CORNERS, ObservedFace, Pose
 from retalk_models.picture import F32, U8, Box, Picture
 from retalk_models.pose_cache import PoseCache, Reference
+from retalk_models.talkin.motion import MouthMotion
 from retalk_models.talkin.mouth_crop import SIDE, SPAN, MouthCrop, crop_of, cut_crop, lips_mask, outlines
 
 Flags = NDArray[np.bool_]
@@ -46,9 +47,6 @@ _PAUSE_S = 0.1
 
 _SHARP, _USUAL = 0.2, 0.05
 """What e times the usual detail of lips adds to a view's quality, and that detail, as of lip_detail."""
-
-_LEFT, _RIGHT = 78, 308
-"""The inner lips' corners in the picture."""
 
 _MOST_YAW, _MOST_PITCH = 0.6, 0.5
 _OUTGROWN = 0.35
@@ -123,7 +121,8 @@ def dark_gap(small: U8, points: F32) -> float:
     dark to tell.
     """
     luma, flesh, between = _over_lips(small, points)
-    width = float(np.linalg.norm(points[_RIGHT] - points[_LEFT]))
+    left, right = MOUTH_CORNERS
+    width = float(np.linalg.norm(points[right] - points[left]))
     if width < 1 or flesh.sum() < _FEWEST:
         return 0.0
     # The darker lip's, or the half's in shadow: neither is a gap.
@@ -171,7 +170,7 @@ class PersonViews:
             cache.clear()
         self._current: Reference[View] | None = None
         self._kind = self._shown = Kind.SHUT
-        self._last: tuple[F32, float] | None = None
+        self._motion = MouthMotion()
         self._paused: dict[Kind, float] = {}
 
     def copy(self) -> PersonViews:
@@ -182,22 +181,15 @@ class PersonViews:
 
     def observe(self, picture: Picture, face: ObservedFace, neutral: F32, elapsed_s: float) -> None:
         """Keep this frame if it is a good view of its kind."""
-        centre = face.points[[13, 14, _LEFT, _RIGHT], :2].mean(axis=0)
-        last, self._last = self._last, (centre, face.opening)
+        blur = self._motion.blur(face, elapsed_s)
+        self._paused = {one: left - elapsed_s for one, left in self._paused.items() if left > elapsed_s}
         pose, opening = face.pose, face.opening
         if abs(pose.yaw) > _MOST_YAW or abs(pose.pitch) > _MOST_PITCH:
             return
         kind = kind_of(opening)
-        self._paused = {one: left - elapsed_s for one, left in self._paused.items() if left > elapsed_s}
         if kind is None or kind in self._paused:
             return
-        motion = 0.0
-        if last is not None and elapsed_s > 0:
-            drift = float(np.linalg.norm(centre - last[0])) / pose.scale / elapsed_s
-            motion = max(drift / 1.5, abs(opening - last[1]) / elapsed_s / 2.5)
         cache = self._kept[kind]
-        # The middle of its kind serves most: a wide mouth squeezed shut has too much lip.
-        blur = 0.4 * min(1.0, motion)
         if not cache.wants(pose.yaw, pose.pitch, _fitting(kind, opening) + _SHARP - blur):
             return
         view = take_view(picture, face, neutral)
@@ -238,6 +230,7 @@ def _sharpness(view: View) -> float:
 
 def _fitting(kind: Kind, opening: float) -> float:
     """The quality, .4 to .8, of a still view of its kind that is so far open."""
+    # The middle of its kind serves most: a wide mouth squeezed shut has too much lip.
     best, width = _BEST[kind]
     return 0.8 - 0.4 * min(1.0, abs(opening - best) / width)
 

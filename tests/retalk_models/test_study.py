@@ -183,8 +183,8 @@ def test_a_film_that_cannot_be_looked_at_costs_what_it_would_have_taught(
 def test_a_dub_begins_with_nothing_in_motion(shut_then_smiling: tuple[Picture, ...]) -> None:
     """Bug: the first frame was judged by how far it lay from the last one looked at."""
     learnt = study(Shown("late smile", shut_then_smiling), BASIS)
-    assert learnt.references._last is None
-    assert learnt.views._last is None
+    assert learnt.references._motion._last is None
+    assert learnt.views._motion._last is None
 
 
 def test_a_dubbed_film_s_first_frames_do_not_show_their_own_mouth() -> None:
