@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from retalk_models.face.geometry import MOUTH_CORNERS, ObservedFace, Pose
+from retalk_models.face.geometry import MOUTH_CORNERS, OUTER_LIPS, ObservedFace, Pose
 from retalk_models.picture import F32, U8, Box, Picture
 from retalk_models.pose_cache import PoseCache, Reference
 from retalk_models.talkin.motion import MouthMotion
@@ -47,6 +47,9 @@ _PAUSE_S = 0.1
 
 _SHARP, _USUAL = 0.2, 0.05
 """What e times the usual detail of lips adds to a view's quality, and that detail, as of lip_detail."""
+
+_BENT = (0.4, 0.08)
+"""The most that shut lips lose which are not at rest, and how far away, canonical units, they are then."""
 
 _MOST_YAW, _MOST_PITCH = 0.6, 0.5
 _OUTGROWN = 0.35
@@ -198,6 +201,8 @@ class PersonViews:
         # Only now it is known how sharp lips are, and how shut they look that are tracked as shut.
         sharp = _sharpness(view)
         quality = _fitting(kind, view.opening if kind is Kind.SHUT else opening) + sharp - blur
+        if kind is Kind.SHUT:
+            quality -= _bent(face, neutral)
         if cache.wants(pose.yaw, pose.pitch, quality):
             cache.add(Reference(view, pose.yaw, pose.pitch, quality))
         else:
@@ -220,6 +225,13 @@ class PersonViews:
                 current = nearest
         self._shown, self._current = shown, current
         return current.item if current is not None else None
+
+
+def _bent(face: ObservedFace, neutral: F32) -> float:
+    """What lips that are pressed or drawn aside lose as a view of shut ones: they would not be unbent."""
+    outer = list(OUTER_LIPS)
+    away = np.linalg.norm(face.shape[outer, :2] - neutral[outer, :2], axis=1).mean()
+    return _BENT[0] * min(1.0, float(away) / _BENT[1])
 
 
 def _sharpness(view: View) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retalk_models.engine import EngineOptions, EngineOutput, Rung
-from retalk_models.face.geometry import INNER_LIPS, ObservedFace, template
+from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, ObservedFace, template
 from retalk_models.face.tracker import FaceTracker
 from retalk_models.face.warp import WarpField, warp_field
 from retalk_models.picture import F32, Picture
@@ -317,6 +317,22 @@ def test_lips_with_a_black_slit_between_them_are_not_shut_however_they_are_track
     seen = take_view(parted, face, template())
     assert seen is not None
     assert 0.6 * 3 < seen.opening * face.pose.scale < 1.4 * 3, "three rows are black"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_shut_lips_are_drawn_from_lips_at_rest_not_from_lips_drawn_aside(order: tuple[int, int]) -> None:
+    """Bug: the tightest were pressed and crooked ones, which melt where a mouth at rest is made of them."""
+    resting = observed(0.0)
+    aside = resting.shape.copy()
+    aside[list(OUTER_LIPS), 0] += 0.06
+    pair = (resting, GREY), (replace(resting, shape=aside), Picture(GREY.planes + np.uint8(9), 640, 480))
+    views = PersonViews()
+    for index in order:
+        face, picture = pair[index]
+        views.observe(picture, face, template(), 1.0)
+    shown = views.choose(resting.pose, 0.0)
+    assert shown is not None
+    assert shown.picture.y[0, 0] == 100
 
 
 @pytest.mark.parametrize("shade", ["upper lip", "one side", "all but black"])
