@@ -7,7 +7,15 @@ import cv2
 import numpy as np
 
 from retalk_models.picture import F32
-from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, black_of, dark_of
+from retalk_models.talkin.mouth import (
+    MouthTexture,
+    Opening,
+    TeethPlane,
+    black_of,
+    coloured,
+    dark_of,
+    halved,
+)
 
 _PER_UNIT = 320
 """Pixels per plane unit (the outer eye corners' distance) of the drawn texture."""
@@ -23,14 +31,14 @@ _TONGUE = ((0.0, 0.02, 0.05, 0.09, 0.14, 0.2, 0.3), (0.38, 0.43, 0.4, 0.3, 0.22,
 """Plane units above the lower lip, and luma there, of the skin's. As dark as the darker quarter of 41 people
 of the training clips: half of what is seen in others is their teeth, and a bright blur looks like fog."""
 
-_TINT = (0.5, 0.72)
-"""Of the skin's chroma: teeth and all of U; V of tongue and gums. Medians of the same people."""
+_TINT = 0.5
+"""How much of the skin's colour teeth have; median of the same people."""
 
 
-def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
+def draw_cavity(lip_line: Opening, light: F32, lips: F32) -> MouthTexture:
     """The drawn texture for a person.
 
-    lip_line: the neutral mouth's opening. light: (4,) as in MouthTexture.
+    lip_line: the neutral mouth's opening. light: (4,) as in MouthTexture. lips: (2,) as for `dark_of`.
     """
     width, height = round(2 * _HALF_WIDTH * _PER_UNIT) & ~1, round((_ABOVE + _BELOW) * _PER_UNIT) & ~1
     middle = (lip_line.left + lip_line.right) / 2
@@ -41,7 +49,6 @@ def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
     across = x / half_mouth
 
     skin = max(40.0, float(light[0])) - 16
-    tint = light[1:3] - 128
     black = black_of(light)
     # What lies below the teeth rides on the jaw: tongue and gums by their distance from the lower lip.
     rise = np.interp(_BELOW - y, _TONGUE[0], _TONGUE[1])
@@ -53,14 +60,15 @@ def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
     shade = (1.0 - 0.42 * across**2).clip(0.15, 1) * (0.86 + 0.14 * _edge(y + 0.03, 0.05))
     gaps = sum(np.exp(-(((np.abs(x) - k) / 0.0045) ** 2)) for k in (0.0, 0.086, 0.158, 0.222))
     bright = np.minimum(0.85 * skin, 180) * shade * (1 - 0.14 * gaps)
+    dark = dark_of(light, lips)
+    flesh = 128 + coloured(np.asarray(16 + luma, np.float32), light) * (dark[1:] - 128)
     # Where teeth end there is shadow, not a cut edge.
     luma = luma * (1 - teeth) + bright * teeth
-    u = 128 + tint[0] * _TINT[0] * np.ones_like(luma)
-    v = 128 + tint[1] * ((1 - teeth) * _TINT[1] + teeth * _TINT[0])
+    colour = flesh + teeth[..., None] * (128 + _TINT * (light[1:3] - 128) - flesh)
 
     luma = black + luma * max(0.2, 1 - (black - 16) / skin)
     planes = [cv2.GaussianBlur(np.asarray(luma, np.float32), (0, 0), 1.6)]
-    uv = np.stack([cv2.resize(np.asarray(p, np.float32), (width // 2, height // 2)) for p in (u, v)], axis=-1)
+    uv = halved(np.asarray(colour, np.float32))
     plane = TeethPlane(
         np.eye(2, dtype=np.float32) * _PER_UNIT,
         np.array([(_HALF_WIDTH - middle) * _PER_UNIT, (_ABOVE - line) * _PER_UNIT], np.float32),
@@ -77,7 +85,7 @@ def draw_cavity(lip_line: Opening, light: F32) -> MouthTexture:
         light,
         line + _TEETH_LENGTH + 0.02,
         1.0,
-        dark_of(light),
+        dark,
         cast=0.6,
     )
 

@@ -138,13 +138,13 @@ class MouthReferences:
             self._pause_s = _PAUSE_S
 
     def choose(
-        self, pose: Pose, opening: float, lip_line: Opening, light: F32, elapsed_s: float
+        self, pose: Pose, opening: float, lip_line: Opening, light: F32, lips: F32, elapsed_s: float
     ) -> tuple[tuple[MouthTexture, float], ...]:
         """Textures with weights that sum to 1: one, or two where the opening is between theirs, or while one
         gives way to another.
 
-        opening: the target's aperture. lip_line: the neutral mouth's opening. light: of the skin in this
-        frame.
+        opening: the target's aperture. lip_line: the neutral mouth's opening. light, lips: of the skin and of
+        the lips in this frame, as for `dark_of`.
         """
         nearest = self._cache.seek(pose.yaw, pose.pitch, self._choice.current)
         if opening <= SHUT:
@@ -160,7 +160,7 @@ class MouthReferences:
         current = self._choice.current
         if current is None:
             if self._drawn is None:
-                self._drawn = Mouths(SeenMouth(draw_cavity(lip_line, light), 0.0, 0.0))
+                self._drawn = Mouths(SeenMouth(draw_cavity(lip_line, light, lips), 0.0, 0.0))
             return self._drawn.at(opening)
         if self._before is None or self._crossed >= 1:
             return current.item.at(opening)

@@ -10,7 +10,7 @@ from retalk_models.face.composite import Patch, mix_patches
 from retalk_models.face.geometry import INNER_LIPS, ObservedFace
 from retalk_models.face.warp import WarpField, warp_field
 from retalk_models.picture import F32, Box, Picture
-from retalk_models.talkin.mouth import TEETH_DEPTH, Opening, TeethPlane, draw_mouth
+from retalk_models.talkin.mouth import TEETH_DEPTH, Opening, TeethPlane, draw_mouth, lip_colour
 from retalk_models.talkin.references import MouthReferences
 from retalk_models.talkin.target import TargetFace
 
@@ -90,7 +90,10 @@ def draw(
         return None
     plane = teeth_plane(face, neutral)
     canonical = TeethPlane(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
-    chosen = references.choose(face.pose, target.opening, Opening.of(neutral, canonical), light, elapsed_s)
+    lips = lip_colour(picture, face.points)
+    chosen = references.choose(
+        face.pose, target.opening, Opening.of(neutral, canonical), light, lips, elapsed_s
+    )
     mouth: Patch | None = None
     if target.opening > 0 or target.apart > 0:
         softness = max(1.0, _EDGE_SOFTNESS * width)

@@ -25,7 +25,15 @@ from retalk_models.face.warp import warp_field
 from retalk_models.picture import F32, U8, Box, Picture
 from retalk_models.talkin.cavity import draw_cavity
 from retalk_models.talkin.crop_corpus import CROP_SIDE, CropClip, jittered, shifted_pose
-from retalk_models.talkin.mouth import TEETH_DEPTH, MouthTexture, Opening, TeethPlane, cut_texture, draw_mouth
+from retalk_models.talkin.mouth import (
+    TEETH_DEPTH,
+    MouthTexture,
+    Opening,
+    TeethPlane,
+    cut_texture,
+    draw_mouth,
+    lip_colour,
+)
 from retalk_models.talkin.mouth_crop import (
     SIDE,
     crop_of,
@@ -239,7 +247,7 @@ class ClipSampler:
             texture = self._textures[choice.texture][1]
         else:
             flat = TeethPlane(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
-            texture = draw_cavity(Opening.of(clip.neutral, flat), light)
+            texture = draw_cavity(Opening.of(clip.neutral, flat), light, lip_colour(picture, own))
         mouth = draw_mouth(
             texture,
             picture,

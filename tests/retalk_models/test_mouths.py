@@ -14,7 +14,7 @@ from retalk_models.talkin.mouth import MouthTexture, Opening
 from retalk_models.talkin.mouths import Look, Mouths, SeenMouth
 from retalk_models.talkin.references import MouthReferences
 from tests.retalk_models.faces import pose
-from tests.retalk_models.test_mouth import AT, CANONICAL, LIGHT, PLANE, mouth_picture, reference
+from tests.retalk_models.test_mouth import AT, CANONICAL, LIGHT, LIPS, PLANE, mouth_picture, reference
 
 
 def mouth(opening: float, clarity: float = 0.8, texture: MouthTexture | None = None) -> SeenMouth:
@@ -158,7 +158,7 @@ def _seen(references: MouthReferences, opening: float, yaw: float = 0.0, step_s:
 
 def _heights(references: MouthReferences, opening: float) -> list[float]:
     line = Opening.of(template(), CANONICAL)
-    chosen = references.choose(AT, opening, line, LIGHT, 0.04)
+    chosen = references.choose(AT, opening, line, LIGHT, LIPS, 0.04)
     assert sum(weight for _, weight in chosen) == pytest.approx(1)
     assert len(chosen) <= 2
     return [texture.opening.height for texture, _ in chosen]
