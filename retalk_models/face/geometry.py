@@ -31,6 +31,12 @@ INNER_LIPS = (
 )  # fmt: skip
 """The lips' inner outline, same order as OUTER_LIPS."""
 
+LOWER_LIP = INNER_LIPS[:11]
+"""The lower inner lip from the person's right corner to the left."""
+
+UPPER_LIP = (INNER_LIPS[0], *INNER_LIPS[:9:-1])
+"""The upper inner lip from the person's right corner to the left: each point is over that of LOWER_LIP."""
+
 LIP_BODIES = (
     11, 12, 15, 16, 38, 41, 42, 62, 72, 73, 74, 76, 77, 85, 86, 89, 90, 96, 179, 180,
     183, 184, 268, 271, 272, 292, 302, 303, 304, 306, 307, 315, 316, 319, 320, 325, 403, 404, 407, 408,

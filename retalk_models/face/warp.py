@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from retalk_models.face.geometry import FACE_OVAL, INNER_LIPS, POINTS, template
+from retalk_models.face.geometry import FACE_OVAL, INNER_LIPS, LOWER_LIP, POINTS, UPPER_LIP, template
 from retalk_models.picture import F32, Box
 
 I32 = NDArray[np.int32]
@@ -56,14 +56,13 @@ def triangles() -> I32:
         j = (i + 1) % count
         ring.append((FACE_OVAL[i], FACE_OVAL[j], POINTS + i))
         ring.append((FACE_OVAL[j], POINTS + j, POINTS + i))
-    half = len(INNER_LIPS) // 2
-    lower, upper = INNER_LIPS[: half + 1], (INNER_LIPS[0], *INNER_LIPS[:half:-1], INNER_LIPS[half])
     bridge: list[tuple[int, ...]] = []
-    for i in range(half):
+    last = len(UPPER_LIP) - 2
+    for i in range(last + 1):
         if i:
-            bridge.append((upper[i], lower[i], upper[i + 1]))
-        if i < half - 1:
-            bridge.append((lower[i], lower[i + 1], upper[i + 1]))
+            bridge.append((UPPER_LIP[i], LOWER_LIP[i], UPPER_LIP[i + 1]))
+        if i < last:
+            bridge.append((LOWER_LIP[i], LOWER_LIP[i + 1], UPPER_LIP[i + 1]))
     return np.array([*ring, *faces, *bridge], np.int32)
 
 

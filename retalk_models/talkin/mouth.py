@@ -15,14 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retalk_models.face.composite import Patch
-from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, Pose
+from retalk_models.face.geometry import INNER_LIPS, LOWER_LIP, OUTER_LIPS, UPPER_LIP, Pose
 from retalk_models.picture import F32, U8, Box, Picture
-
-_HALF = len(INNER_LIPS) // 2
-LOWER = INNER_LIPS[: _HALF + 1]
-"""The lower inner lip from the person's right corner to the left."""
-UPPER = (INNER_LIPS[0], *INNER_LIPS[:_HALF:-1], INNER_LIPS[_HALF])
-"""The upper inner lip from the person's right corner to the left."""
 
 TEETH_DEPTH = 0.03
 """How far behind the inner lips the front teeth stand, canonical units."""
@@ -103,8 +97,8 @@ class Opening:
     def of(cls, points: F32, plane: TeethPlane) -> Opening:
         """From (478, 2) pixels."""
         return cls(
-            _increasing(plane.to_plane(points[list(UPPER), :2])),
-            _increasing(plane.to_plane(points[list(LOWER), :2])),
+            _increasing(plane.to_plane(points[list(UPPER_LIP), :2])),
+            _increasing(plane.to_plane(points[list(LOWER_LIP), :2])),
         )
 
     @property
@@ -160,7 +154,7 @@ class MouthTexture:
 def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) -> MouthTexture | None:
     """A reference texture from a frame: the opening of its (478, 2 or 3) points with a margin; None off
     frame."""
-    lips = points[[*UPPER, *LOWER], :2]
+    lips = points[[*UPPER_LIP, *LOWER_LIP], :2]
     margin = 0.05 * float(np.linalg.norm(plane.matrix[:, 0])) + 2
     box = _even_box(lips.min(axis=0) - margin, lips.max(axis=0) + margin, picture)
     if box is None:
@@ -273,7 +267,7 @@ def draw_mouth(
     not there. fine: match light and colour to the frame.
     Returns None where there is no opening to fill.
     """
-    outline = points[[*UPPER, *LOWER], :2]
+    outline = points[[*UPPER_LIP, *LOWER_LIP], :2]
     pad = 1 + softness
     box = _even_box(outline.min(axis=0) - pad, outline.max(axis=0) + pad, picture)
     if box is None:

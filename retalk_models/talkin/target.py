@@ -9,7 +9,9 @@ import numpy as np
 
 from retalk_models.face.geometry import (
     INNER_LIPS,
+    LOWER_LIP,
     OUTER_LIPS,
+    UPPER_LIP,
     IdentityEstimator,
     ObservedFace,
     Pose,
@@ -167,7 +169,7 @@ class TargetGeometry:
         voice's.
         """
         neutral = self._neutral if self._neutral is not None else face.shape
-        spoken = unfolded(neutral + self._basis.apply(pressed(expression)) + self._settle)
+        spoken = _met(unfolded(neutral + self._basis.apply(pressed(expression)) + self._settle))
         change = strength * self._weights * (spoken - face.shape)
         moved = face.points + face.pose.scale * change @ face.pose.rotation.T
         opening = max(0.0, aperture(face.shape + change))
@@ -185,6 +187,16 @@ class TargetGeometry:
             opening,
             apart,
         )
+
+
+def _met(shape: F32) -> F32:
+    """A canonical shape (478, 3) with lips that would cross meeting midway: each stays on its own side."""
+    upper, lower = list(UPPER_LIP[1:-1]), list(LOWER_LIP[1:-1])
+    crossed = shape[upper, 1] > shape[lower, 1]
+    out = shape.copy()
+    middle = (shape[upper] + shape[lower])[crossed] / 2
+    out[np.array(upper)[crossed]] = out[np.array(lower)[crossed]] = middle
+    return out
 
 
 def pressed(expression: F32) -> F32:

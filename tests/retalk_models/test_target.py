@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retalk_models.face.geometry import FACE_OVAL, INNER_LIPS, OUTER_LIPS, aperture, to_canonical
+from retalk_models.face.geometry import (
+    FACE_OVAL,
+    INNER_LIPS,
+    LOWER_LIP,
+    OUTER_LIPS,
+    UPPER_LIP,
+    aperture,
+    to_canonical,
+)
+from retalk_models.picture import F32
 from retalk_models.talkin.target import OpeningRange, TargetFace, TargetGeometry
 from tests.retalk_models.faces import BASIS, points, pose
 
@@ -43,20 +52,27 @@ def test_the_voice_opens_and_shuts_the_mouth() -> None:
     assert drawn(geometry, 0.0, 0.1).opening == pytest.approx(0.1, abs=0.015)
 
 
-def test_lips_told_shut_press_on_each_other() -> None:
-    """Bug: shut lips were drawn as just touching, and a tracker saw a gap in a third of such frames."""
+def test_lips_told_nearly_shut_meet_and_never_cross() -> None:
+    """Bugs: shut lips were drawn as just touching, and a tracker saw a gap in a third of such frames; lips
+    pressed on each other were drawn crossed, and met in a stair."""
     geometry = settled()
     face = geometry.observe(points(0.1), 0.04)
 
-    def gap(voice: float) -> float:
+    def canonical(voice: float) -> F32:
         target = geometry.target(face, spoken(voice), 1.0)
-        full = np.concatenate([target.target, target.depth[:, None]], axis=1)
-        return aperture(to_canonical(full, face.pose))
+        return to_canonical(np.concatenate([target.target, target.depth[:, None]], axis=1), face.pose)
 
-    assert gap(0.0) < -0.004
+    def gap(voice: float) -> float:
+        return aperture(canonical(voice))
+
+    assert gap(0.004) == pytest.approx(0, abs=1e-4)
     assert gap(0.08) - gap(0.06) == pytest.approx(0.02, abs=0.002)
-    gaps = [gap(voice) for voice in np.linspace(0, 0.08, 9)]
+    gaps = [gap(voice) for voice in np.linspace(0.01, 0.08, 8)]
     assert gaps == sorted(gaps)
+    shut = canonical(-0.02)
+    assert (shut[list(LOWER_LIP), 1] - shut[list(UPPER_LIP), 1]).min() > -1e-4
+    pressed, met = (np.ptp(canonical(voice)[[0, 17], 1]) for voice in (-0.02, 0.004))
+    assert pressed < met - 0.01, "there is still less of pressed lips to be seen"
 
 
 def test_upper_face_and_jaw_hinge_stay_the_frames_own() -> None:
