@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
+Flags = NDArray[np.bool_]
 
 
 class Box(NamedTuple):

@@ -12,7 +12,7 @@ from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
 
 from retalk_models.engine import VOICE_RATE
-from retalk_models.picture import F32
+from retalk_models.picture import F32, Flags
 from stream.clock import Bell, Clock
 from stream.drift import DriftCorrector
 from stream.errors import VoiceFull
@@ -94,7 +94,7 @@ class VoiceTrack:
         self._resampler: AudioResampler | None = None
         self._drift = DriftCorrector()
         self._vad = webrtcvad.Vad(_VAD_MODE)
-        self._speech: NDArray[np.bool_] = np.zeros(self._size // _VAD_FRAME, np.bool_)
+        self._speech: Flags = np.zeros(self._size // _VAD_FRAME, np.bool_)
         self._judged = 0
         self._since_speech = _BREATH_FRAMES
         self._consumed = 0

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retalk_models.engine import VOICE_RATE
-from retalk_models.evaluation.series import F64, Flags, on_grid
+from retalk_models.evaluation.series import F64, on_grid
 from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, fit_pose, lip_opening, to_canonical
-from retalk_models.picture import F32
+from retalk_models.picture import F32, Flags
 
 LIPS = (*OUTER_LIPS, *INNER_LIPS)
 

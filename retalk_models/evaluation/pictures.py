@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from retalk_models.evaluation.series import F64, Flags
+from retalk_models.evaluation.series import F64
 from retalk_models.face.geometry import FACE_OVAL, OUTER_LIPS, STABLE, fit_similarity, template
-from retalk_models.picture import F32, Picture
+from retalk_models.picture import F32, Flags, Picture
 
 _SPAN = (1.5, 1.3)
 """Width and height of the crop round the mouth, units of the outer eye corners' distance."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retalk_models.picture import Flags
+
 F64 = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 GRID_HZ = 50.0
 """Instants per second at which tracks of different frame rates are compared."""

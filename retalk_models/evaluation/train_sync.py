@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from retalk_models.engine import VOICE_RATE
 from retalk_models.evaluation.lips import Lips
 from retalk_models.evaluation.series import F64
 from retalk_models.evaluation.sync import RATE, SyncMeter, lip_values, listen, mel_levels
-from retalk_models.picture import F32
+from retalk_models.picture import F32, Flags
 from retalk_models.talkin.corpus import cached_track, person_of, read_catalogue
 
 _FOLDS = 6
@@ -85,7 +84,7 @@ def separation(meter: SyncMeter, clips: Sequence[Spoken]) -> tuple[F64, F64]:
 
 def _say(title: str, true: F64, other: F64) -> None:
     other = other[np.isfinite(other)]
-    ranks: NDArray[np.bool_] = true[:, None] > other[None]
+    ranks: Flags = true[:, None] > other[None]
     print(
         f"{title}: own sound mean {true.mean():.2f}, 10th percentile {np.quantile(true, 0.1):.2f}, least "
         f"{true.min():.2f} ({len(true)}); other people's mean {other.mean():.2f}, 90th percentile "

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retalk_models.face.geometry import FACE_OVAL, INNER_LIPS, LOWER_LIP, POINTS, UPPER_LIP, template
-from retalk_models.picture import F32, Box
+from retalk_models.picture import F32, Box, Flags
 
 I32 = NDArray[np.int32]
 F64 = NDArray[np.float64]
@@ -233,7 +233,7 @@ def _lies_within(inner: Box, outer: Box, frame_size: tuple[int, int], feather: f
     )
 
 
-def _reaches(corners: F64, columns: int, rows: int) -> NDArray[np.bool_]:
+def _reaches(corners: F64, columns: int, rows: int) -> Flags:
     """(t,) whether the box round a triangle (t, 3, 2) touches a grid."""
     # Of three corners each: NumPy takes ten times as long to reduce an axis so short.
     a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retalk_models.engine import VOICE_RATE
-from retalk_models.picture import F32
+from retalk_models.picture import F32, Flags
 
 LANDMARKS = 478
 COLUMNS = frozenset({"set", "file", "lips_minus_sound_ms", "image_only"})
@@ -66,7 +66,7 @@ class ClipTrack:
     height: int
 
     @property
-    def found(self) -> NDArray[np.bool_]:
+    def found(self) -> Flags:
         """(n,) whether a face was found."""
         return np.asarray(np.isfinite(self.points[:, 0, 0]), np.bool_)
 

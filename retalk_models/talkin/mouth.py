@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from retalk_models.face.composite import Patch
 from retalk_models.face.geometry import INNER_LIPS, LOWER_LIP, OUTER_LIPS, UPPER_LIP, Pose
-from retalk_models.picture import F32, U8, Box, Picture
+from retalk_models.picture import F32, U8, Box, Flags, Picture
 
 TEETH_DEPTH = 0.03
 """How far behind the inner lips the front teeth stand, canonical units."""
@@ -29,6 +28,9 @@ _SEAM = 0.045
 
 _SEAM_COVER = 0.85
 """How dark the line between shut lips is drawn over them."""
+
+_SEAM_LUMA = (0.12, 0.32)
+"""Luma of that line, of the skin's, in who has a black mouth and in others."""
 
 _BITE_PX = 1.5
 """How softly the upper part ends over the lower one, pixels."""
@@ -171,7 +173,7 @@ def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) ->
     return MouthTexture(y, uv, corner, plane, opening, light, split, depth, dark)
 
 
-def inside_of(texture: MouthTexture) -> NDArray[np.bool_]:
+def inside_of(texture: MouthTexture) -> Flags:
     """(h, w) which samples of a texture lie in its opening."""
     mask = np.zeros(texture.y.shape, np.uint8)
     outline = np.concatenate([texture.opening.upper, texture.opening.lower[-2:0:-1]])
@@ -224,11 +226,12 @@ def black_of(light: F32) -> float:
     return 16 + _UNDER * max(0.0, float(light[3]) - 16)
 
 
-def _seam_tone(light: F32) -> F32:
-    """(3,) Y, U, V of the line between shut lips: lips in their own shadow."""
-    luma, u, v = (float(value) for value in light[:3])
-    dark = max(16 + 0.28 * max(0.0, luma - 16), black_of(light))
-    return np.array([dark, 128 + 0.5 * (u - 128), 132 + 0.9 * (v - 128)], np.float32)
+def _seam_tone(texture: MouthTexture, light: F32) -> F32:
+    """(3,) Y, U, V of the line between shut lips: lips in their own shadow, as dark as what is behind."""
+    share = _SEAM_LUMA[0] + (_SEAM_LUMA[1] - _SEAM_LUMA[0]) * _glow(texture.dark, texture.light)
+    luma = np.array(max(16 + share * max(0.0, float(light[0]) - 16), black_of(light)), np.float32)
+    lips = (texture.dark[1:] - 128) / _FLESH
+    return np.array([luma, *(128 + coloured(luma, light) * lips)], np.float32)
 
 
 def _find_split(
@@ -296,11 +299,13 @@ def draw_mouth(
     deep = 128 + coloured(halved(hollow), texture.light) * (texture.dark[1:] - 128)
     lit = luma + unseen * (hollow - luma)
     colour = chroma + halved(unseen)[..., None] * (deep - chroma)
-    seam_tone = _seam_tone(light)
+    seam_tone = _seam_tone(texture, light)
     drawn = 16 + (lit - 16) * gain
     drawn -= np.maximum(drawn - black_of(light), 0) * (1 - shade)
     drawn += shut * (seam_tone[0] - drawn)
     colour = colour + coloured(halved(lit), texture.light) * tint
+    # What light there is in the shadow of the lips has gone through them.
+    colour += halved(1 - shade)[..., None] * coloured(halved(drawn), light) * (texture.dark[1:] - 128)
     colour += halved(shut)[..., None] * (seam_tone[1:] - colour)
     return Patch(
         box,

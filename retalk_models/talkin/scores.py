@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retalk_models.engine import VOICE_RATE
-from retalk_models.picture import F32
+from retalk_models.picture import F32, Flags
 from retalk_models.speech import HOP, MelStream
 from retalk_models.talkin.net import STEP, SpeechToExpression
 from retalk_models.talkin.pairs import Pair
@@ -62,7 +62,7 @@ def run(net: SpeechToExpression, sound: F32, seconds: NDArray[np.float64]) -> tu
     return np.stack(values), np.array(gates, np.float32)
 
 
-def _auc(closed: NDArray[np.bool_], value: F32) -> float:
+def _auc(closed: Flags, value: F32) -> float:
     """Area under the curve for `closed` against low `value`."""
     if closed.all() or not closed.any():
         return float("nan")

@@ -156,6 +156,32 @@ def test_shut_lips_show_nothing_unless_the_frame_has_no_seam_of_its_own() -> Non
     assert seam.y[seam.cover_y > 0.3].max() < 110
 
 
+def test_the_line_between_shut_lips_is_no_redder_than_they_are_bug_it_was_bright_red_in_a_dark_face() -> None:
+    dark, lips = np.array([60, 122, 142, 24], np.float32), np.array([121, 142], np.float32)
+    texture = draw_cavity(Opening.of(template(), CANONICAL), dark, lips)
+    patch = draw_mouth(texture, noise(), points(0.0, AT)[:, :2], PLANE, dark, softness=1.5, seam=1.0)
+    assert patch is not None
+    line = patch.cover_uv > 0.3
+    assert line.sum() > 20
+    assert patch.uv[line, 1].max() <= lips[1] + 1
+    assert patch.y[patch.cover_y > 0.5].max() < 40
+
+
+def test_the_line_between_shut_lips_is_as_dark_as_the_mouth_behind_them() -> None:
+    """Bug: people with a black mouth had a line of their lips' red."""
+
+    def line(level: int) -> float:
+        picture, face = mouth_picture(0.14)
+        picture.y[picture.y == 30] = level
+        texture = cut_texture(picture, face, PLANE, LIGHT)
+        assert texture is not None
+        patch = draw_mouth(texture, noise(), points(0.0, AT)[:, :2], PLANE, LIGHT, softness=1.5, seam=1.0)
+        assert patch is not None
+        return float(patch.y[patch.cover_y > 0.6].mean())
+
+    assert line(17) < line(40) - 15
+
+
 def test_the_reference_follows_the_light() -> None:
     face = points(0.14, AT)
     bright = draw_mouth(reference(), noise(), face[:, :2], PLANE, LIGHT, softness=1.5)
