@@ -23,6 +23,15 @@ _APART, _FARTHEST = 0.15, 4
 """What a reference is worth per cell between it and its nearest neighbour, over at most so many cells."""
 
 
+_MOST_YAW, _MOST_PITCH = 0.6, 0.5
+"""How far a head may be turned, radians, that a mouth may be learnt from it."""
+
+
+def turned_away(yaw: float, pitch: float) -> bool:
+    """Whether a head, radians, shows too little of its mouth to learn from."""
+    return abs(yaw) > _MOST_YAW or abs(pitch) > _MOST_PITCH
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference(Generic[T]):
     """Something kept of the person with the pose it was seen in.

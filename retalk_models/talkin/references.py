@@ -11,7 +11,7 @@ import numpy as np
 
 from retalk_models.face.geometry import MOUTH_CORNERS, ObservedFace, Pose, template
 from retalk_models.picture import F32, Picture
-from retalk_models.pose_cache import CacheUse, PoseCache, Reference
+from retalk_models.pose_cache import CacheUse, PoseCache, Reference, turned_away
 from retalk_models.talkin.cavity import draw_cavity
 from retalk_models.talkin.choice import SHUT, ReferenceChoice
 from retalk_models.talkin.motion import MouthMotion
@@ -108,7 +108,7 @@ class MouthReferences:
         self._pause_s -= elapsed_s
         if self._pause_s > 0:
             return
-        if face.opening < _OPEN_ENOUGH or abs(face.pose.yaw) > 0.6 or abs(face.pose.pitch) > 0.5:
+        if face.opening < _OPEN_ENOUGH or turned_away(face.pose.yaw, face.pose.pitch):
             return
         if _width(face.shape) < _PUCKERED * _rest_width(neutral):
             return

@@ -7,15 +7,12 @@ from enum import Enum
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from retalk_models.face.geometry import MOUTH_CORNERS, OUTER_LIPS, ObservedFace, Pose
-from retalk_models.picture import F32, U8, Box, Picture
-from retalk_models.pose_cache import PoseCache, Reference
+from retalk_models.picture import F32, U8, Box, Flags, Picture
+from retalk_models.pose_cache import PoseCache, Reference, turned_away
 from retalk_models.talkin.motion import MouthMotion
 from retalk_models.talkin.mouth_crop import SIDE, SPAN, MouthCrop, crop_of, cut_crop, lips_mask, outlines
-
-Flags = NDArray[np.bool_]
 
 
 class Kind(Enum):
@@ -29,6 +26,9 @@ class Kind(Enum):
 SHUT_BELOW = 0.025
 """Aperture (canonical units) under which lips count as shut."""
 
+_LOOKS_SHUT = 0.015
+"""The same of what is seen between them: a view of lips that only nearly meet is worse than none."""
+
 _PARTED_FROM, _WIDE_FROM = 0.04, 0.09
 _SWITCH = {Kind.SHUT: (0.015, 0.03), Kind.WIDE: (0.075, 0.095)}
 """The target's apertures between which the kind of view in use stays what it is."""
@@ -39,19 +39,21 @@ _BEST = {Kind.SHUT: (0.0, SHUT_BELOW), Kind.PARTED: (0.065, 0.04), Kind.WIDE: (0
 _BLACK = (0.3, 0.6)
 """Luma, of the lips', below which a sample lies between them, and from which on it does not."""
 
-_TOO_DARK, _FEWEST = 8.0, 12
-"""Lips of less luma tell nothing of a gap, nor do fewer samples of them."""
+_PALE = (0.2, 0.5)
+"""V from grey on, of the lips', below which a light sample is teeth, and from which on it is not."""
+
+_TOO_DARK, _TOO_GREY, _FEWEST = 8.0, 8.0, 12
+"""Lips of less luma tell nothing of a gap, nor ones of less red of teeth, nor do fewer samples of them."""
 
 _PAUSE_S = 0.1
 """How long none of its kind is looked at after one that looked worse than those held: the next will, too."""
 
 _SHARP, _USUAL = 0.2, 0.05
-"""What e times the usual detail of lips adds to a view's quality, and that detail, as of lip_detail."""
+"""What e times the usual detail of lips adds to a view's quality, and that detail."""
 
 _BENT = (0.4, 0.08)
 """The most that shut lips lose which are not at rest, and how far away, canonical units, they are then."""
 
-_MOST_YAW, _MOST_PITCH = 0.6, 0.5
 _OUTGROWN = 0.35
 """From how much better a view it takes the other's place while the kind stays."""
 
@@ -89,7 +91,7 @@ class View:
 
     picture: the part of the frame. crop: where the net's crop lies in it. small: that crop. points: (478, 2)
     in crop samples. opening: how far the lips are apart to the eye, canonical units: their aperture, or what
-    is dark between them where that is more.
+    is seen between them where that is more. detail: how sharp the lips are, as of `_Lips`.
     """
 
     picture: Picture
@@ -97,6 +99,7 @@ class View:
     small: U8
     points: F32
     opening: float
+    detail: float
 
 
 def take_view(picture: Picture, face: ObservedFace, neutral: F32) -> View | None:
@@ -113,44 +116,60 @@ def take_view(picture: Picture, face: ObservedFace, neutral: F32) -> View | None
     matrix[:, 2] -= (box.left, box.top)
     moved, points = MouthCrop(matrix), crop.to_crop(face.points[:, :2])
     small = cut_crop(part, moved)
-    return View(part, moved, small, points, max(face.opening, dark_gap(small, points)))
+    lips = _Lips.of(small, points)
+    return View(part, moved, small, points, max(face.opening, lips.gap()), lips.detail())
 
 
-def dark_gap(small: U8, points: F32) -> float:
-    """How high, canonical units, what is much darker than lips stands between them, over the mouth's width.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lips:
+    """What a crop shows of lips.
 
-    small: (SIDE, SIDE, 3) a crop. points: (478, 2) in its samples. Lips that are tracked as touching may have
-    a black slit between them; a seam in the shadow of lips that do touch hardly counts. 0 where it is too
-    dark to tell.
+    luma, red: (SIDE, SIDE) Y from black and V from grey on. flesh, between: (SIDE, SIDE) where lips are, and
+    where what is between them may be seen. width: the mouth's, samples.
     """
-    luma, flesh, between = _over_lips(small, points)
-    left, right = MOUTH_CORNERS
-    width = float(np.linalg.norm(points[right] - points[left]))
-    if width < 1 or flesh.sum() < _FEWEST:
-        return 0.0
-    # The darker lip's, or the half's in shadow: neither is a gap.
-    lip = float(np.quantile(luma[flesh], 0.25))
-    if lip < _TOO_DARK:
-        return 0.0
-    dark = np.clip((_BLACK[1] - luma[between] / lip) / (_BLACK[1] - _BLACK[0]), 0, 1)
-    return float(dark.sum()) / width * SPAN / SIDE
 
+    luma: F32
+    red: F32
+    flesh: Flags
+    between: Flags
+    width: float
 
-def lip_detail(small: U8, points: F32) -> float:
-    """Mean absolute Laplacian of the lips' luma over its median; of a crop as in dark_gap."""
-    luma, flesh, _ = _over_lips(small, points)
-    if flesh.sum() < _FEWEST:
-        return 0.0
-    middle = max(24.0, float(np.median(luma[flesh])))
-    return float(np.abs(cv2.Laplacian(luma, cv2.CV_32F))[flesh].mean()) / middle
+    @classmethod
+    def of(cls, small: U8, points: F32) -> _Lips:
+        """small: (SIDE, SIDE, 3) a crop. points: (478, 2) in its samples."""
+        inner = outlines(points)[..., 1]
+        near, far = (cv2.dilate(inner, np.ones((size, size), np.uint8)) > 0 for size in (3, 5))
+        mouth = lips_mask(points, wider=-1) > 0
+        luma, red = small[..., 0].astype(np.float32) - 16, small[..., 2].astype(np.float32) - 128
+        left, right = MOUTH_CORNERS
+        return cls(luma, red, mouth & ~near, far, float(np.linalg.norm(points[right] - points[left])))
 
+    def gap(self) -> float:
+        """How high, canonical units, what is no lip stands between them, over the mouth's width.
 
-def _over_lips(small: U8, points: F32) -> tuple[F32, Flags, Flags]:
-    """(SIDE, SIDE) luma, from black on, where lips are, and where what is between them may be seen."""
-    inner = outlines(points)[..., 1]
-    near, far = (cv2.dilate(inner, np.ones((size, size), np.uint8)) > 0 for size in (3, 5))
-    mouth = lips_mask(points, wider=-1) > 0
-    return small[..., 0].astype(np.float32) - np.float32(16), mouth & ~near, far
+        Lips that are tracked as touching may have a black slit between them, or teeth; a seam in the shadow
+        of lips that do touch hardly counts. 0 where it is too dark to tell.
+        """
+        if self.width < 1 or self.flesh.sum() < _FEWEST:
+            return 0.0
+        # The darker lip's, or the half's in shadow: neither is a gap.
+        lip = float(np.quantile(self.luma[self.flesh], 0.25))
+        if lip < _TOO_DARK:
+            return 0.0
+        relative = self.luma[self.between] / lip
+        other = np.clip((_BLACK[1] - relative) / (_BLACK[1] - _BLACK[0]), 0, 1)
+        red = float(np.median(self.red[self.flesh]))
+        if red > _TOO_GREY:
+            pale = np.clip((_PALE[1] - self.red[self.between] / red) / (_PALE[1] - _PALE[0]), 0, 1)
+            other = np.maximum(other, pale * (relative > _BLACK[1]))
+        return float(other.sum()) / self.width * SPAN / SIDE
+
+    def detail(self) -> float:
+        """Mean absolute Laplacian of the lips' luma over its median."""
+        if self.flesh.sum() < _FEWEST:
+            return 0.0
+        middle = max(24.0, float(np.median(self.luma[self.flesh])))
+        return float(np.abs(cv2.Laplacian(self.luma, cv2.CV_32F))[self.flesh].mean()) / middle
 
 
 def _part(picture: Picture, box: Box) -> Picture:
@@ -187,7 +206,7 @@ class PersonViews:
         blur = self._motion.blur(face, elapsed_s)
         self._paused = {one: left - elapsed_s for one, left in self._paused.items() if left > elapsed_s}
         pose, opening = face.pose, face.opening
-        if abs(pose.yaw) > _MOST_YAW or abs(pose.pitch) > _MOST_PITCH:
+        if turned_away(pose.yaw, pose.pitch):
             return
         kind = kind_of(opening)
         if kind is None or kind in self._paused:
@@ -199,11 +218,13 @@ class PersonViews:
         if view is None:
             return
         # Only now it is known how sharp lips are, and how shut they look that are tracked as shut.
-        sharp = _sharpness(view)
-        quality = _fitting(kind, view.opening if kind is Kind.SHUT else opening) + sharp - blur
+        quality, looks_it = _sharpness(view) - blur, True
         if kind is Kind.SHUT:
-            quality -= _bent(face, neutral)
-        if cache.wants(pose.yaw, pose.pitch, quality):
+            quality += _fitting(kind, view.opening) - _bent(face, neutral)
+            looks_it = view.opening < _LOOKS_SHUT
+        else:
+            quality += _fitting(kind, opening)
+        if looks_it and cache.wants(pose.yaw, pose.pitch, quality):
             cache.add(Reference(view, pose.yaw, pose.pitch, quality))
         else:
             self._paused[kind] = _PAUSE_S
@@ -236,8 +257,7 @@ def _bent(face: ObservedFace, neutral: F32) -> float:
 
 def _sharpness(view: View) -> float:
     """What the detail of a view's lips adds to its quality: equal parts for equal ratios."""
-    detail = lip_detail(view.small, view.points)
-    return _SHARP * float(np.clip(np.log(max(1e-6, detail) / _USUAL), -1, 1))
+    return _SHARP * float(np.clip(np.log(max(1e-6, view.detail) / _USUAL), -1, 1))
 
 
 def _fitting(kind: Kind, opening: float) -> float:

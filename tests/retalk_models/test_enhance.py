@@ -319,6 +319,33 @@ def test_lips_with_a_black_slit_between_them_are_not_shut_however_they_are_track
     assert 0.6 * 3 < seen.opening * face.pose.scale < 1.4 * 3, "three rows are black"
 
 
+def test_teeth_between_lips_are_a_gap_and_gloss_on_them_is_none() -> None:
+    face = observed(0.001)
+    row = round(float(face.points[[13, 14], 1].mean())) // 2 * 2
+    left, right = (round(float(face.points[corner, 0])) // 2 * 2 for corner in (78, 308))
+
+    def seen(red: int) -> float:
+        picture = GREY.copy()
+        picture.v[:] = 160
+        picture.y[row - 2 : row + 2, left:right] = 190
+        picture.v[row // 2 - 1 : row // 2 + 1, left // 2 : right // 2] = red
+        view = take_view(picture, face, template())
+        assert view is not None
+        return view.opening * face.pose.scale
+
+    assert 0.5 * 4 < seen(128) < 1.4 * 4, "four rows are teeth"
+    assert seen(152) == pytest.approx(0.001 * face.pose.scale)
+
+
+def test_lips_that_only_nearly_meet_serve_no_shut_ones() -> None:
+    """Bug: of whom nobody had seen them shut, shut lips were drawn from such, slit, teeth and all."""
+    views = PersonViews()
+    views.observe(GREY, observed(0.018), template(), 1.0)
+    assert views.choose(observed().pose, 0.0) is None
+    views.observe(GREY, observed(0.01), template(), 1.0)
+    assert views.choose(observed().pose, 0.0) is not None
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_shut_lips_are_drawn_from_lips_at_rest_not_from_lips_drawn_aside(order: tuple[int, int]) -> None:
     """Bug: the tightest were pressed and crooked ones, which melt where a mouth at rest is made of them."""
