@@ -41,6 +41,10 @@ _TONGUE = 0.22
 _TONGUE_WIDTH = 0.45
 """How far from the middle it reaches, of the opening's width: at the cheeks there is none."""
 
+_TONGUE_TALL = (0.03, 0.12)
+"""How high (plane units) what was never seen is when a tongue begins to show in it, and shows in full: in
+less it is a stripe."""
+
 _FLESH = 0.6
 """How much of the lips' colour the inside of a mouth has; median of 15 people of the training clips."""
 
@@ -210,7 +214,7 @@ def _unlit(light: F32) -> float:
 def coloured(luma: F32, light: F32) -> F32:
     """(..., 1) 0..1, how much of its colour a place inside a mouth shows, by its luma of any shape."""
     lit = (luma - 16) / (_COLOURED * max(24.0, float(light[0]) - 16))
-    return np.asarray(np.clip(lit, 0, 1), np.float32)[..., None]
+    return np.asarray(np.sqrt(np.clip(lit, 0, 1)), np.float32)[..., None]
 
 
 def _glow(dark: F32, light: F32) -> float:
@@ -380,9 +384,11 @@ def _reference_place(
     hollow = _smooth((y - upper_end) / edge + 0.5) * (1 - _smooth((y - lower_start) / edge + 0.5))
     unseen = hollow * _smooth((lower_start - upper_end) / 0.02)
     aside = (x - middle) / (_TONGUE_WIDTH * max(1e-3, opening.right - opening.left))
-    # Its back lies in the dark, its tip in the shadow of the lower teeth.
-    down = (y - upper_end) / np.maximum(lower_start - upper_end, 1e-3)
+    # Its back lies in the dark, its tip in the shadow of the lower teeth; of a low one only that is seen.
+    tall = lower_start - upper_end
+    down = (y - upper_end) / np.maximum(tall, 1e-3)
     tongue = _smooth(down / 0.7) * _smooth((1.25 - down) / 0.5) * _smooth(1 - aside * aside)
+    tongue *= _smooth((tall - _TONGUE_TALL[0]) / (_TONGUE_TALL[1] - _TONGUE_TALL[0]))
     gap = np.maximum(bottom - top, 0)
     shadow = _SHADED + (1 - _SHADED) * _smooth(gap / _NARROW)
     depth = np.clip((y - top) / 0.02, 0, 1)

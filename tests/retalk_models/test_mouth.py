@@ -123,7 +123,7 @@ def test_what_was_never_seen_of_a_black_mouth_is_black_too(level: int, has_strip
     inside = patch.y[:, middle][patch.cover_y[:, middle] > 0.99]
     below_teeth = inside[int(np.flatnonzero(inside > 60)[0]) :]
     below_teeth = below_teeth[int(np.flatnonzero(below_teeth < 60)[0]) + 4 : -4]
-    assert (redness.max() > 5, np.ptp(below_teeth) > 6) == (has_stripe, has_stripe)
+    assert (redness.max() > 8, np.ptp(below_teeth) > 6) == (has_stripe, has_stripe)
 
 
 def test_depth_that_was_never_seen_has_a_tongue_in_its_middle_and_none_at_the_cheeks() -> None:
@@ -139,6 +139,22 @@ def test_depth_that_was_never_seen_has_a_tongue_in_its_middle_and_none_at_the_ch
     redness = patch.uv[row // 2, :, 1] - 128
     assert redness[middle // 2] > 12
     assert redness[middle // 2] > 1.2 * redness[aside // 2] > 0
+
+
+def test_a_low_band_that_was_never_seen_has_no_stripe() -> None:
+    """Bug: a tongue in a slot of a few rows was a ruled line across the mouth."""
+
+    def swing(opening: float) -> float:
+        face = points(opening, AT)
+        patch = draw_mouth(reference(), noise(), face[:, :2], PLANE, LIGHT, softness=1.5, fine=False)
+        assert patch is not None
+        column = round(float(face[13, 0])) - patch.box.left
+        shown = patch.y[:, column][patch.cover_y[:, column] > 0.99]
+        below_teeth = shown[int(np.flatnonzero(shown > 100)[-1]) + 3 : -3]
+        return float(below_teeth.max() - below_teeth.min())
+
+    assert swing(0.18) < 6
+    assert swing(0.3) > 12
 
 
 def test_between_lips_nearly_shut_there_is_shadow_not_teeth() -> None:
@@ -210,7 +226,7 @@ def test_the_drawn_mouth_has_the_lips_hue_bug_it_was_the_skins_olive_and_in_pale
     tongue = texture.uv[height * 7 // 8, width // 2].astype(float) - 128
     assert tongue == pytest.approx(0.6 * (LIPS - 128), abs=2)
     dark = texture.uv[height // 2, width // 2].astype(float) - 128
-    assert np.abs(dark).max() < 0.7 * np.abs(tongue).max(), "what is black has no colour"
+    assert np.abs(dark).max() < 0.85 * np.abs(tongue).max(), "what is black has no colour"
     # It rises to the tongue over many rows, from the dark.
     column = texture.y[:, texture.y.shape[1] // 2].astype(int)
     below = column[len(column) // 2 :]
