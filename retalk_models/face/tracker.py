@@ -33,8 +33,8 @@ _LOST_BEFORE_SEARCH = 2
 
 _TILE = 0.6
 """While there is no face, every other frame is searched in one of overlapping tiles, so large as this share
-of
-the picture's shorter side: a face that is a tenth of a tall picture is too small to be found in the whole."""
+of the picture's shorter side: a face that is a tenth of a tall picture is too small to be found in the
+whole."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

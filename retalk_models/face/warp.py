@@ -119,9 +119,8 @@ class WarpField:
     """Where every pixel of a region comes from, on a coarse grid.
 
     box: the region in frame pixels, even-aligned, inside the frame.
-    step: pixels per grid cell across and down; cells tile the box, and node (i, j) is the middle of its cell,
-    so
-    that resizing the grid to the box's size reads it at every pixel.
+    step: pixels per grid cell across and down; cells tile the box, and node (i, j) is the middle of its
+    cell, so that resizing the grid to the box's size reads it at every pixel.
     offsets: (rows, columns, 2) float32, source position minus target position, pixels, x then y.
     reach: (rows, columns) float32, 1 well inside what moves, falling to exactly 0 at its border.
     close: what holds in place of the grid in a part of the box. cover: the mesh over the nodes.
@@ -169,10 +168,9 @@ def warp_field(
     """The field that moves the source points onto the target points.
 
     source, target: (478, 2) pixels. depth: (478,) larger is farther; nearer triangles win where the mesh
-    folds.
-    frame_size: width, height. feather: how far in pixels the reach falls off inwards.
+    folds. frame_size: width, height. feather: how far in pixels the reach falls off inwards.
     close: the points round which every pixel is to be exact.
-    Returns None where nothing moves by more than threshold pixels, or nothing of it is inside the frame.
+    Returns None where nothing moves by more than threshold pixels, or nothing of it is seen in the frame.
     """
     ring = fixed_ring(source)
     before = np.concatenate([source, ring]).astype(np.float64)
@@ -197,6 +195,8 @@ def warp_field(
     # A triangle seen from behind lies under its neighbours; the bridge over shut lips has no front.
     kept = _turn(corners) * facing >= 0
     kept &= _reaches(corners, columns, rows)
+    if not kept.any():
+        return None
     active, corners, bridge = active[kept], corners[kept], facing[kept] == 0
     index = rasterise(corners, rows, columns)
     cover = _cover(active, corners, index)
@@ -215,9 +215,10 @@ def warp_field(
         near = _reaches(places, seen.width, seen.height)
         # Where the lips meet, the bridge between them is thinner than a pixel: dots of the inside.
         near[bridge] &= _height(places[bridge]) >= 1
-        places, values = places[near], (before - after)[active[near]]
-        nearby = _cover(active[near], places, rasterise(places, seen.height, seen.width))
-        detail = CloseUp(seen, _spread(values, nearby))
+        if near.any():
+            places, values = places[near], (before - after)[active[near]]
+            nearby = _cover(active[near], places, rasterise(places, seen.height, seen.width))
+            detail = CloseUp(seen, _spread(values, nearby))
     field = WarpField(box, step, offsets, reach, detail, cover)
     _settle_at_frame_edge(field, frame_size, feather)
     return field

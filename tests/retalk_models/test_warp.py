@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from retalk_models.face.geometry import OUTER_LIPS, POINTS
+from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, POINTS
 from retalk_models.face.warp import WarpField, fixed_ring, rasterise, triangles, warp_field
 from tests.retalk_models.faces import points, pose
 
@@ -77,6 +77,15 @@ def test_the_region_covers_the_lower_of_both_jaws() -> None:
 def test_a_face_outside_the_frame_has_no_field() -> None:
     source, target = points(0.0, pose(x=-900.0)), points(0.2, pose(x=-900.0))
     assert warp_field(source[:, :2], target[:, :2], target[:, 2], SIZE, feather=16) is None
+
+
+@pytest.mark.parametrize("x", [-200.0, -186.0, -110.0])
+def test_a_face_on_its_side_at_the_frames_edge_has_no_field_or_a_whole_one(x: float) -> None:
+    """Bug: where not one triangle of it faced the camera, looking for the nearest failed."""
+    at = pose(yaw=-1.55, x=x, scale=400.0)
+    source, target = points(0.0, at), points(0.2, at)
+    found = warp_field(source[:, :2], target[:, :2], target[:, 2], SIZE, feather=16, close=INNER_LIPS)
+    assert found is None or np.isfinite(found.offsets).all()
 
 
 def test_ring_is_beyond_the_oval() -> None:
