@@ -46,11 +46,13 @@ _PRESS, _PRESS_UNTIL = 0.008, 0.05
 """How much nearer than told shut lips are drawn (canonical units), and from which aperture on as told. Lips
 that only just touch look parted: they are warped from open ones, and a neutral is seldom quite shut."""
 
+_MEETING = 0.012
+"""Gap, canonical units, from which on lips that are about to meet draw level with each other."""
+
 _FLESH = (0.14, 0.26)
 """How far inside the lip, as a share of its thickness, the drawn lip begins, where the frame's own lips are
-shut
-and where they are apart: landmarks run on the edge, and a sliver of tooth carried along with the lip shows at
-once."""
+shut and where they are apart: landmarks run on the edge, and a sliver of tooth carried along with the lip
+shows at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,12 +192,18 @@ class TargetGeometry:
 
 
 def _met(shape: F32) -> F32:
-    """A canonical shape (478, 3) with lips that would cross meeting midway: each stays on its own side."""
+    """A canonical shape (478, 3) with lips that would cross meeting midway: each stays on its own side.
+
+    Sideways and in depth they come together a little before, or they would leap there in a turned head.
+    """
     upper, lower = list(UPPER_LIP[1:-1]), list(LOWER_LIP[1:-1])
-    crossed = shape[upper, 1] > shape[lower, 1]
+    gap = shape[lower, 1] - shape[upper, 1]
+    near = np.clip(1 - gap / _MEETING, 0, 1)
+    share = np.stack([near, gap < 0, near], axis=1).astype(np.float32)
+    half = share * (shape[lower] - shape[upper]) / 2
     out = shape.copy()
-    middle = (shape[upper] + shape[lower])[crossed] / 2
-    out[np.array(upper)[crossed]] = out[np.array(lower)[crossed]] = middle
+    out[upper] += half
+    out[lower] -= half
     return out
 
 

@@ -11,6 +11,7 @@ from retalk_models.face.geometry import (
     LOWER_LIP,
     OUTER_LIPS,
     UPPER_LIP,
+    Pose,
     aperture,
     to_canonical,
 )
@@ -73,6 +74,26 @@ def test_lips_told_nearly_shut_meet_and_never_cross() -> None:
     assert (shut[list(LOWER_LIP), 1] - shut[list(UPPER_LIP), 1]).min() > -1e-4
     pressed, met = (np.ptp(canonical(voice)[[0, 17], 1]) for voice in (-0.02, 0.004))
     assert pressed < met - 0.01, "there is still less of pressed lips to be seen"
+
+
+@pytest.mark.parametrize(("yaw", "pitch"), [(0.0, 0.0), (0.6, 0.0), (0.0, 0.4), (0.0, -0.4)])
+def test_lips_come_together_without_a_leap_and_midway(yaw: float, pitch: float) -> None:
+    """Bug: sideways and in depth they leapt by up to a pixel at the moment they met, in a turned head."""
+    c, s = np.cos(pitch), np.sin(pitch)
+    bowed = np.array([[1, 0, 0], [0, c, -s], [0, s, c]], np.float32)
+    straight = pose(scale=400.0, x=960.0, y=540.0)
+    at = Pose(pose(yaw).rotation @ bowed, straight.translation, straight.scale)
+    geometry = TargetGeometry(BASIS)
+    for _ in range(200):
+        face = geometry.observe(points(0.05, at), 0.04)
+    openings = np.linspace(-0.01, 0.02, 301)
+    drawn = np.stack([geometry.target(face, spoken(float(one)), 1.0).target for one in openings])
+    steps = np.abs(np.diff(drawn[:, list(INNER_LIPS)], axis=0)).max(axis=(1, 2))
+    assert steps.max() < 4 * np.median(steps)
+    inner = np.array([UPPER_LIP[1:-1], LOWER_LIP[1:-1]])
+    assert np.abs(drawn[0, inner[0]] - drawn[0, inner[1]]).max() < 0.01
+    apart, met = (drawn[k][inner].mean(axis=0) for k in (openings.searchsorted(0.012), 0))
+    assert np.abs(apart - met).max() < 4, "neither lip goes all the way"
 
 
 def test_upper_face_and_jaw_hinge_stay_the_frames_own() -> None:
