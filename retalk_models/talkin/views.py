@@ -40,7 +40,7 @@ _BLACK = (0.3, 0.6)
 """Luma, of the lips', below which a sample lies between them, and from which on it does not."""
 
 _PALE = (0.2, 0.5)
-"""V from grey on, of the lips', below which a light sample is teeth, and from which on it is not."""
+"""V from grey on, of the lips', below which a lit sample is teeth, and from which on it is not."""
 
 _TOO_DARK, _TOO_GREY, _FEWEST = 8.0, 8.0, 12
 """Lips of less luma tell nothing of a gap, nor ones of less red of teeth, nor do fewer samples of them."""
@@ -161,7 +161,8 @@ class _Lips:
         red = float(np.median(self.red[self.flesh]))
         if red > _TOO_GREY:
             pale = np.clip((_PALE[1] - self.red[self.between] / red) / (_PALE[1] - _PALE[0]), 0, 1)
-            other = np.maximum(other, pale * (relative > _BLACK[1]))
+            lit = np.clip((relative - _BLACK[0]) / (_BLACK[1] - _BLACK[0]), 0, 1)
+            other = np.maximum(other, pale * lit)
         return float(other.sum()) / self.width * SPAN / SIDE
 
     def detail(self) -> float:
@@ -209,7 +210,7 @@ class PersonViews:
         if turned_away(pose.yaw, pose.pitch):
             return
         kind = kind_of(opening)
-        if kind is None or kind in self._paused:
+        if kind is None or kind in self._paused or (kind is Kind.SHUT and opening >= _LOOKS_SHUT):
             return
         cache = self._kept[kind]
         if not cache.wants(pose.yaw, pose.pitch, _fitting(kind, opening) + _SHARP - blur):
@@ -261,7 +262,7 @@ def _sharpness(view: View) -> float:
 
 
 def _fitting(kind: Kind, opening: float) -> float:
-    """The quality, .4 to .8, of a still view of its kind that is so far open."""
+    """The quality, .4 to .8 (shut ones from .56 on), of a still view of its kind that is so far open."""
     # The middle of its kind serves most: a wide mouth squeezed shut has too much lip.
     best, width = _BEST[kind]
     return 0.8 - 0.4 * min(1.0, abs(opening - best) / width)

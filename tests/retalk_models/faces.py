@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from retalk_models.engine import EngineFrame, EngineOptions, EngineOutput, EngineWindow, Idle, Rung
-from retalk_models.face.geometry import Pose, from_canonical, template
+from retalk_models.face.geometry import ObservedFace, Pose, from_canonical, template
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.basis import ExpressionBasis
 from retalk_models.talkin.engine import TalkinEngine, TalkinSession
@@ -18,6 +18,7 @@ BASIS = ExpressionBasis.load()
 FRAME_US = 40_000
 FRAME_SAMPLES = 640
 LOOK_AHEAD = 1920
+GREY = Picture(np.full((720, 640), 100, np.uint8), 640, 480)
 
 
 def pose(yaw: float = 0.0, scale: float = 120.0, x: float = 320.0, y: float = 200.0) -> Pose:
@@ -37,6 +38,12 @@ def parted(opening: float) -> F32:
 def points(opening: float = 0.0, at: Pose | None = None) -> F32:
     """(478, 3) pixels of the template with the lips this far apart (canonical units)."""
     return from_canonical(parted(opening), at or pose())
+
+
+def observed(opening: float = 0.0, x: float = 320.0, yaw: float = 0.0) -> ObservedFace:
+    """The template seen with its lips this far apart, and taken for one with its lips at rest."""
+    at = pose(yaw, x=x)
+    return ObservedFace(points(opening, at), at, template(), opening)
 
 
 def portrait(width: int = 512, height: int = 512, x: int = 0, y: int = 0, scale: float = 1.0) -> Picture:
