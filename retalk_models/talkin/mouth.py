@@ -59,6 +59,9 @@ _NARROW, _SHADED = 0.07, 0.35
 """A gap lower than this (plane units) lies in the shadow of the lips, and how much of its light is left to
 the lowest: less of it and a slit is blacker and harder than anything else in a face."""
 
+_DIMMEST = 0.6
+"""How much of its light what is drawn keeps at least where the person's mouth usually is darker."""
+
 _CAST_REACH = 0.05
 """How far down the upper teeth's shadow falls, plane units."""
 
@@ -153,8 +156,17 @@ class MouthTexture:
 
     def over_skin(self, luma: U8 | F32) -> F32:
         """Luma of any shape, from black on, over that of the skin where this was taken."""
-        skin = max(24.0, float(self.light[0]) - 16)
-        return np.asarray((luma.astype(np.float32) - 16) / np.float32(skin), np.float32)
+        return over_skin(luma, self.light)
+
+
+def over_skin(luma: U8 | F32, light: F32) -> F32:
+    """Luma of any shape, from black on, over that of the skin in this light."""
+    return np.asarray((luma.astype(np.float32) - 16) / np.float32(_skin(light)), np.float32)
+
+
+def _skin(light: F32) -> float:
+    """Luma of the skin from black on; in the dark a little more, for it divides."""
+    return max(24.0, float(light[0]) - 16)
 
 
 def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) -> MouthTexture | None:
@@ -179,10 +191,26 @@ def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) ->
 
 def inside_of(texture: MouthTexture) -> Flags:
     """(h, w) which samples of a texture lie in its opening."""
-    mask = np.zeros(texture.y.shape, np.uint8)
-    outline = np.concatenate([texture.opening.upper, texture.opening.lower[-2:0:-1]])
-    pixels = texture.plane.to_pixels(outline) - np.array(texture.corner, np.float32)
-    cv2.fillPoly(mask, [np.round(pixels * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
+    upper, lower = (texture.plane.to_pixels(line) for line in (texture.opening.upper, texture.opening.lower))
+    return _between(upper, lower, texture.corner, texture.y.shape)
+
+
+def seen_inside(picture: Picture, points: F32) -> U8 | None:
+    """(n,) luma of what a frame shows between the lips of its (478, 2 or 3) points; None off frame."""
+    upper, lower = points[list(UPPER_LIP), :2], points[list(LOWER_LIP), :2]
+    both = np.concatenate([upper, lower])
+    box = _even_box(both.min(axis=0), both.max(axis=0), picture)
+    if box is None:
+        return None
+    part = picture.y[box.top : box.bottom, box.left : box.right]
+    return part[_between(upper, lower, (box.left, box.top), part.shape)]
+
+
+def _between(upper: F32, lower: F32, corner: tuple[int, int], shape: tuple[int, ...]) -> Flags:
+    """Which samples of a part of a frame lie between two lines of (11, 2) pixels that share their ends."""
+    mask = np.zeros(shape, np.uint8)
+    outline = np.concatenate([upper, lower[-2:0:-1]]) - np.array(corner, np.float32)
+    cv2.fillPoly(mask, [np.round(outline * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
     return np.asarray(mask > 0, np.bool_)
 
 
@@ -192,10 +220,16 @@ def halved(plane: F32) -> F32:
 
 
 def lip_colour(picture: Picture, points: F32) -> F32:
-    """(2,) U and V of a face's lips, midway between their outlines. points: (478, 2 or 3) pixels."""
-    places = np.rint((points[list(INNER_LIPS), :2] + points[list(OUTER_LIPS), :2]) / 4).astype(int)
-    height, width = picture.u.shape
-    column, row = np.clip(places, 0, (width - 1, height - 1)).T
+    """(2,) U and V of a face's lips, midway between their outlines; grey where none of it is in the picture.
+
+    points: (478, 2 or 3) pixels.
+    """
+    middle = (points[list(INNER_LIPS), :2] + points[list(OUTER_LIPS), :2]) / 2
+    places = np.rint((middle - 0.5) / 2).astype(int)
+    within = ((places >= 0) & (places < picture.u.shape[::-1])).all(axis=1)
+    if not within.any():
+        return np.full(2, 128, np.float32)
+    column, row = places[within].T
     return np.array([np.median(picture.u[row, column]), np.median(picture.v[row, column])], np.float32)
 
 
@@ -213,7 +247,7 @@ def _unlit(light: F32) -> float:
 
 def coloured(luma: F32, light: F32) -> F32:
     """(..., 1) 0..1, how much of its colour a place inside a mouth shows, by its luma of any shape."""
-    lit = (luma - 16) / (_COLOURED * max(24.0, float(light[0]) - 16))
+    lit = (luma - 16) / (_COLOURED * _skin(light))
     return np.asarray(np.sqrt(np.clip(lit, 0, 1)), np.float32)[..., None]
 
 
@@ -230,11 +264,14 @@ def black_of(light: F32) -> float:
     return 16 + _UNDER * max(0.0, float(light[3]) - 16)
 
 
-def _seam_tone(texture: MouthTexture, light: F32) -> F32:
-    """(3,) Y, U, V of the line between shut lips: lips in their own shadow, as dark as what is behind."""
+def _seam_tone(texture: MouthTexture, light: F32, tint: F32) -> F32:
+    """(3,) Y, U, V of the line between shut lips: lips in their own shadow, as dark as what is behind.
+
+    tint: (2,) how much other than the texture's this light's U and V are.
+    """
     share = _SEAM_LUMA[0] + (_SEAM_LUMA[1] - _SEAM_LUMA[0]) * _glow(texture.dark, texture.light)
     luma = np.array(max(16 + share * max(0.0, float(light[0]) - 16), black_of(light)), np.float32)
-    lips = (texture.dark[1:] - 128) / _FLESH
+    lips = (texture.dark[1:] - 128) / _FLESH + tint
     return np.array([luma, *(128 + coloured(luma, light) * lips)], np.float32)
 
 
@@ -265,13 +302,14 @@ def draw_mouth(
     softness: float,
     seam: float = 0.0,
     fine: bool = True,
+    usual: tuple[float, float] = (0.0, 0.0),
 ) -> Patch | None:
     """Fill the opening of the target points, (478, 2) pixels, with a texture.
 
     light: (4,) as in MouthTexture, of this frame. softness: the edge's width in pixels.
     seam: 0..1, how much of a shadow to lay between shut lips, where the frame's own lips are apart and theirs
-    is
-    not there. fine: match light and colour to the frame.
+    is not there. fine: match light and colour to the frame. usual: how light the person's mouth is inside, so
+    far open, over the skin's, and how sure that is, as of `InnerLight`.
     Returns None where there is no opening to fill.
     """
     outline = points[[*UPPER_LIP, *LOWER_LIP], :2]
@@ -303,13 +341,15 @@ def draw_mouth(
     deep = 128 + coloured(halved(hollow), texture.light) * (texture.dark[1:] - 128)
     lit = luma + unseen * (hollow - luma)
     colour = chroma + halved(unseen)[..., None] * (deep - chroma)
-    seam_tone = _seam_tone(texture, light)
+    seam_tone = _seam_tone(texture, light, tint)
     drawn = 16 + (lit - 16) * gain
+    shade *= _light_left(drawn, shade, cover, light, usual)
     drawn -= np.maximum(drawn - black_of(light), 0) * (1 - shade)
     drawn += shut * (seam_tone[0] - drawn)
     colour = colour + coloured(halved(lit), texture.light) * tint
     # What light there is in the shadow of the lips has gone through them.
-    colour += halved(1 - shade)[..., None] * coloured(halved(drawn), light) * (texture.dark[1:] - 128)
+    lips = 128 + coloured(halved(drawn), light) * ((texture.dark[1:] - 128) / _FLESH + tint)
+    colour += _FLESH * halved(1 - shade)[..., None] * (lips - colour)
     colour += halved(shut)[..., None] * (seam_tone[1:] - colour)
     return Patch(
         box,
@@ -318,6 +358,15 @@ def draw_mouth(
         cover,
         halved(cover),
     )
+
+
+def _light_left(drawn: F32, shade: F32, cover: F32, light: F32, usual: tuple[float, float]) -> np.float32:
+    """How much of its light what is drawn keeps, to be no lighter than the person's mouth usually is."""
+    luma, sure = usual
+    black = black_of(light)
+    lit = float((np.maximum(drawn - black, 0) * shade * cover).sum()) / float(cover.sum())
+    asked = 16 + luma * _skin(light) - black
+    return np.float32(1 + sure * (float(np.clip(asked / max(1.0, lit), _DIMMEST, 1)) - 1))
 
 
 def _seen(texture: MouthTexture, x: F32, y: F32) -> tuple[F32, F32]:

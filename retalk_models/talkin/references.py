@@ -3,7 +3,7 @@ steady."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import cv2
@@ -14,6 +14,7 @@ from retalk_models.picture import F32, Picture
 from retalk_models.pose_cache import CacheUse, PoseCache, Reference, turned_away
 from retalk_models.talkin.cavity import draw_cavity
 from retalk_models.talkin.choice import SHUT, ReferenceChoice
+from retalk_models.talkin.inner_light import InnerLight
 from retalk_models.talkin.motion import MouthMotion
 from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, cut_texture
 from retalk_models.talkin.mouths import Look, Mouths, SeenMouth, best_quality
@@ -63,12 +64,14 @@ class MouthReferences:
     def __init__(self) -> None:
         self._cache: PoseCache[Mouths] = PoseCache()
         self._choice: ReferenceChoice[Mouths] = ReferenceChoice(_look)
+        self._inner = InnerLight()
         self.reset()
 
     def reset(self) -> None:
         """Forget the person."""
         self._cache.clear()
         self._choice.reset()
+        self._inner.reset()
         self._ahead: tuple[float, ...] = ()
         self._drawn: Mouths | None = None
         self._before: Mouths | None = None
@@ -80,6 +83,7 @@ class MouthReferences:
         """The same references, none of them chosen yet."""
         other = MouthReferences()
         other._cache = self._cache.copy()
+        other._inner = self._inner.copy()
         return other
 
     @property
@@ -106,9 +110,10 @@ class MouthReferences:
         """
         blur = self._motion.blur(face, elapsed_s)
         self._pause_s -= elapsed_s
-        if self._pause_s > 0:
+        if turned_away(face.pose.yaw, face.pose.pitch):
             return
-        if face.opening < _OPEN_ENOUGH or turned_away(face.pose.yaw, face.pose.pitch):
+        self._inner.observe(picture, face, light)
+        if self._pause_s > 0 or face.opening < _OPEN_ENOUGH:
             return
         if _width(face.shape) < _PUCKERED * _rest_width(neutral):
             return
@@ -138,13 +143,19 @@ class MouthReferences:
             self._pause_s = _PAUSE_S
 
     def choose(
-        self, pose: Pose, opening: float, lip_line: Opening, light: F32, lips: F32, elapsed_s: float
+        self,
+        pose: Pose,
+        opening: float,
+        lip_line: Opening,
+        light: F32,
+        lips: Callable[[], F32],
+        elapsed_s: float,
     ) -> tuple[tuple[MouthTexture, float], ...]:
         """Textures with weights that sum to 1: one, or two where the opening is between theirs, or while one
         gives way to another.
 
         opening: the target's aperture. lip_line: the neutral mouth's opening. light, lips: of the skin and of
-        the lips in this frame, as for `dark_of`.
+        the lips in this frame, as for `dark_of`; of the latter only the first frames ask.
         """
         nearest = self._cache.seek(pose.yaw, pose.pitch, self._choice.current)
         if opening <= SHUT:
@@ -160,7 +171,7 @@ class MouthReferences:
         current = self._choice.current
         if current is None:
             if self._drawn is None:
-                self._drawn = Mouths(SeenMouth(draw_cavity(lip_line, light, lips), 0.0, 0.0))
+                self._drawn = Mouths(SeenMouth(draw_cavity(lip_line, light, lips()), 0.0, 0.0))
             return self._drawn.at(opening)
         if self._before is None or self._crossed >= 1:
             return current.item.at(opening)
@@ -171,6 +182,10 @@ class MouthReferences:
         )
         return ((before, 1 - share), (now, share))
 
+    def luma_at(self, opening: float) -> tuple[float, float]:
+        """How light the person's mouth is inside, so far open, and how sure that is; as of `InnerLight`."""
+        return self._inner.at(opening)
+
     def foresee(self, openings: Sequence[float]) -> None:
         """Apertures expected of the frames after the one that `choose` is asked for next."""
         self._ahead = tuple(openings)
@@ -180,8 +195,10 @@ class MouthReferences:
         current = self._choice.current
         if current is not None:
             grown = self._cache.at(current.yaw, current.pitch)
-            if grown is not None:
+            if grown is not None and grown is not current:
                 self._choice.renew(grown)
+                # The line between shut lips is as dark as the mouth behind them, and would leap.
+                self._before, self._crossed = current.item, 0.0
 
     def _may_begin(self, current: Reference[Mouths] | None, opening: float, elapsed_s: float) -> bool:
         """Whether a drawn mouth may give way to a real one."""

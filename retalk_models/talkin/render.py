@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -90,15 +91,21 @@ def draw(
         return None
     plane = teeth_plane(face, neutral)
     canonical = TeethPlane(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
-    lips = lip_colour(picture, face.points)
+    lips = partial(lip_colour, picture, face.points)
     chosen = references.choose(
         face.pose, target.opening, Opening.of(neutral, canonical), light, lips, elapsed_s
     )
     mouth: Patch | None = None
     if target.opening > 0 or target.apart > 0:
         softness = max(1.0, _EDGE_SOFTNESS * width)
+        usual = references.luma_at(target.opening)
         patches = [
-            (draw_mouth(texture, picture, target.target, plane, light, softness, target.apart, fine), weight)
+            (
+                draw_mouth(
+                    texture, picture, target.target, plane, light, softness, target.apart, fine, usual
+                ),
+                weight,
+            )
             for texture, weight in chosen
         ]
         mouth = mix_patches([(patch, weight) for patch, weight in patches if patch is not None])
