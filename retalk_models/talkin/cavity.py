@@ -7,15 +7,8 @@ import cv2
 import numpy as np
 
 from retalk_models.picture import F32
-from retalk_models.talkin.mouth import (
-    MouthTexture,
-    Opening,
-    TeethPlane,
-    black_of,
-    coloured,
-    dark_of,
-    halved,
-)
+from retalk_models.talkin.mouth_texture import MouthTexture, Opening, TeethPlane
+from retalk_models.talkin.mouth_tone import black_of, coloured, dark_of, halved
 
 _PER_UNIT = 320
 """Pixels per plane unit (the outer eye corners' distance) of the drawn texture."""

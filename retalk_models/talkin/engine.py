@@ -39,6 +39,7 @@ from retalk_models.talkin.enhance import (
     hold_to_one_thread,
 )
 from retalk_models.talkin.net import LOOK_AHEADS_MS, Expression, SpeechToExpression, weights_file
+from retalk_models.talkin.own_mouth import OwnMouth
 from retalk_models.talkin.render import Drawing, draw, face_width, teeth_plane
 from retalk_models.talkin.stage_cost import milliseconds
 from retalk_models.talkin.study import Learnt, Studies
@@ -201,6 +202,7 @@ class TalkinSession:
     ) -> None:
         self._stream = stream
         self._geometry, self._references = learnt.geometry, learnt.references
+        self._own = OwnMouth()
         self._enhancement = Enhancement(renderer, learnt.views) if renderer is not None else None
         # Live, frames were shown before the first that gets here, and a dub at once would be a jump.
         awaited = options.patient and self._geometry.neutral is not None
@@ -241,6 +243,7 @@ class TalkinSession:
 
     def _forget(self) -> None:
         self._references.reset()
+        self._own.rest()
         if self._enhancement is not None:
             self._enhancement.reset()
 
@@ -336,8 +339,12 @@ class TalkinSession:
             self._references.observe(frame.picture, face, neutral, plane, light, elapsed_s)
             if self._enhancement is not None:
                 self._enhancement.observe(frame.picture, face, neutral, elapsed_s)
+        fine = rung < Rung.NO_ENHANCEMENT
+        shows_own = sighting.tracked and fine and strength >= _VISIBLE
+        if not shows_own:
+            self._own.rest()
         if strength < _VISIBLE:
             return None
         target = self._geometry.target(face, spoken, strength)
-        fine = rung < Rung.NO_ENHANCEMENT
-        return draw(frame.picture, face, target, neutral, light, self._references, strength, elapsed_s, fine)
+        own, kept = self._own if shows_own else None, self._references
+        return draw(frame.picture, face, target, neutral, light, kept, own, strength, elapsed_s, fine)

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from retalk_models.face.geometry import ObservedFace
 from retalk_models.picture import F32, Picture
-from retalk_models.talkin.mouth import over_skin, seen_inside
+from retalk_models.talkin.mouth_texture import seen_inside
+from retalk_models.talkin.mouth_tone import over_skin
 
 _F64 = NDArray[np.float64]
 

@@ -14,11 +14,10 @@ import cv2
 import numpy as np
 
 from retalk_models.face.composite import Patch
-from retalk_models.face.geometry import INNER_LIPS, LOWER_LIP, OUTER_LIPS, UPPER_LIP, Pose
-from retalk_models.picture import F32, U8, Box, Flags, Picture
-
-TEETH_DEPTH = 0.03
-"""How far behind the inner lips the front teeth stand, canonical units."""
+from retalk_models.face.geometry import LOWER_LIP, UPPER_LIP
+from retalk_models.picture import F32, Box, Picture
+from retalk_models.talkin.mouth_texture import MouthTexture, Opening, TeethPlane, even_box
+from retalk_models.talkin.mouth_tone import FLESH, black_of, coloured, glow, halved, skin_of
 
 _BEND = 0.6
 """How much the line between what stays and what moves follows the lips, the rest of it being level."""
@@ -45,223 +44,18 @@ _TONGUE_TALL = (0.03, 0.12)
 """How high (plane units) what was never seen is when a tongue begins to show in it, and shows in full: in
 less it is a stripe."""
 
-_FLESH = 0.6
-"""How much of the lips' colour the inside of a mouth has; median of 15 people of the training clips."""
-
-_COLOURED = 0.3
-"""Luma, of the skin's, from which on a place in a mouth shows all of its colour: what is black has none."""
-
-_UNDER = 0.55
-"""How far above black a mouth's depth stays, of how far the face's darkest spots do: in a pale picture from a
-cheap camera a black hole is nobody's mouth."""
-
 _NARROW, _SHADED = 0.07, 0.35
 """A gap lower than this (plane units) lies in the shadow of the lips, and how much of its light is left to
 the lowest: less of it and a slit is blacker and harder than anything else in a face."""
 
-_DIMMEST = 0.6
-"""How much of its light what is drawn keeps at least where the person's mouth usually is darker."""
+_DIMMED = 0.4
+"""How much of its light what is drawn loses at most where the person's mouth usually is darker."""
+
+_UNDER_LIP = (1.4, 0.3)
+"""Of that, how much it loses under the upper lip and at the lower one: evenly dim teeth look dirty."""
 
 _CAST_REACH = 0.05
 """How far down the upper teeth's shadow falls, plane units."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TeethPlane:
-    """The affine map between plane coordinates and pixels: pixel = matrix @ (x, y) + offset."""
-
-    matrix: F32
-    offset: F32
-
-    @classmethod
-    def of(cls, pose: Pose, depth: float) -> TeethPlane:
-        """The plane at a canonical depth under a pose."""
-        matrix = pose.scale * pose.rotation[:2, :2]
-        offset = pose.scale * pose.rotation[:2, 2] * depth + pose.translation[:2]
-        return cls(np.asarray(matrix, np.float32), np.asarray(offset, np.float32))
-
-    def to_pixels(self, places: F32) -> F32:
-        return np.asarray(places @ self.matrix.T + self.offset, np.float32)
-
-    def to_plane(self, pixels: F32) -> F32:
-        return np.asarray((pixels - self.offset) @ self.inverse().T, np.float32)
-
-    def inverse(self) -> F32:
-        """(2, 2) the matrix from pixels to plane. A plane seen edge-on has none; it is taken as nearly so."""
-        (a, b), (c, d) = self.matrix.astype(float)
-        area = a * d - b * c
-        area = area if abs(area) > 1e-6 else 1e-6
-        return np.array([[d, -b], [-c, a]], np.float32) / np.float32(area)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Opening:
-    """The lips' opening in plane coordinates: upper and lower (11, 2), each by increasing x, corners
-    shared."""
-
-    upper: F32
-    lower: F32
-
-    @classmethod
-    def of(cls, points: F32, plane: TeethPlane) -> Opening:
-        """From (478, 2) pixels."""
-        return cls(
-            _increasing(plane.to_plane(points[list(UPPER_LIP), :2])),
-            _increasing(plane.to_plane(points[list(LOWER_LIP), :2])),
-        )
-
-    @property
-    def left(self) -> float:
-        return float(self.upper[0, 0])
-
-    @property
-    def right(self) -> float:
-        return float(self.upper[-1, 0])
-
-    @property
-    def height(self) -> float:
-        """The gap in the middle third, plane units."""
-        return float((self.lower[4:7, 1] - self.upper[4:7, 1]).mean())
-
-
-def _increasing(line: F32) -> F32:
-    line = line.copy()
-    line[:, 0] = np.maximum.accumulate(line[:, 0] + 1e-5 * np.arange(len(line), dtype=np.float32))
-    return line
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MouthTexture:
-    """Pixels to fill an opening with.
-
-    y: (h, w) and uv: (h / 2, w / 2, 2) uint8, a crop whose top left sample is pixel `corner` of `plane`'s
-    picture.
-    light: (4,) mean Y, U, V of the skin round the mouth where it was taken, Y of the face's darkest spots.
-    split: the plane y between what stays with the skull and what rides on the jaw: the darkest row.
-    depth: 0..1, how dark it is there; 0 where the rows of teeth meet. dark: (3,) the depth behind them, as
-    `dark_of` has it. cast: 0..1, how dark a shadow the upper teeth throw on what a closer opening brings up
-    to them; a photograph has its own.
-    """
-
-    y: U8
-    uv: U8
-    corner: tuple[int, int]
-    plane: TeethPlane
-    opening: Opening
-    light: F32
-    split: float
-    depth: float
-    dark: F32
-    cast: float = 0.0
-
-    def over_skin(self, luma: U8 | F32) -> F32:
-        """Luma of any shape, from black on, over that of the skin where this was taken."""
-        return over_skin(luma, self.light)
-
-
-def over_skin(luma: U8 | F32, light: F32) -> F32:
-    """Luma of any shape, from black on, over that of the skin in this light."""
-    return np.asarray((luma.astype(np.float32) - 16) / np.float32(_skin(light)), np.float32)
-
-
-def _skin(light: F32) -> float:
-    """Luma of the skin from black on; in the dark a little more, for it divides."""
-    return max(24.0, float(light[0]) - 16)
-
-
-def cut_texture(picture: Picture, points: F32, plane: TeethPlane, light: F32) -> MouthTexture | None:
-    """A reference texture from a frame: the opening of its (478, 2 or 3) points with a margin; None off
-    frame."""
-    lips = points[[*UPPER_LIP, *LOWER_LIP], :2]
-    margin = 0.05 * float(np.linalg.norm(plane.matrix[:, 0])) + 2
-    box = _even_box(lips.min(axis=0) - margin, lips.max(axis=0) + margin, picture)
-    if box is None:
-        return None
-    rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
-    half_rows, half_columns = slice(box.top // 2, box.bottom // 2), slice(box.left // 2, box.right // 2)
-    y = picture.y[rows, columns].copy()
-    uv = np.stack([picture.u[half_rows, half_columns], picture.v[half_rows, half_columns]], axis=-1)
-    opening = Opening.of(points, plane)
-    corner = (box.left, box.top)
-    split, depth, luma = _find_split(y, corner, plane, opening, float(light[0]))
-    dark = dark_of(light, lip_colour(picture, points))
-    dark[0] = min(luma, dark[0])
-    return MouthTexture(y, uv, corner, plane, opening, light, split, depth, dark)
-
-
-def inside_of(texture: MouthTexture) -> Flags:
-    """(h, w) which samples of a texture lie in its opening."""
-    upper, lower = (texture.plane.to_pixels(line) for line in (texture.opening.upper, texture.opening.lower))
-    return _between(upper, lower, texture.corner, texture.y.shape)
-
-
-def seen_inside(picture: Picture, points: F32) -> U8 | None:
-    """(n,) luma of what a frame shows between the lips of its (478, 2 or 3) points; None off frame."""
-    upper, lower = points[list(UPPER_LIP), :2], points[list(LOWER_LIP), :2]
-    both = np.concatenate([upper, lower])
-    box = _even_box(both.min(axis=0), both.max(axis=0), picture)
-    if box is None:
-        return None
-    part = picture.y[box.top : box.bottom, box.left : box.right]
-    return part[_between(upper, lower, (box.left, box.top), part.shape)]
-
-
-def _between(upper: F32, lower: F32, corner: tuple[int, int], shape: tuple[int, ...]) -> Flags:
-    """Which samples of a part of a frame lie between two lines of (11, 2) pixels that share their ends."""
-    mask = np.zeros(shape, np.uint8)
-    outline = np.concatenate([upper, lower[-2:0:-1]]) - np.array(corner, np.float32)
-    cv2.fillPoly(mask, [np.round(outline * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
-    return np.asarray(mask > 0, np.bool_)
-
-
-def halved(plane: F32) -> F32:
-    """(h, w) or (h, w, n) at half the size, each sample the mean of four."""
-    return np.asarray(cv2.resize(plane, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.float32)
-
-
-def lip_colour(picture: Picture, points: F32) -> F32:
-    """(2,) U and V of a face's lips, midway between their outlines; grey where none of it is in the picture.
-
-    points: (478, 2 or 3) pixels.
-    """
-    middle = (points[list(INNER_LIPS), :2] + points[list(OUTER_LIPS), :2]) / 2
-    places = np.rint((middle - 0.5) / 2).astype(int)
-    within = ((places >= 0) & (places < picture.u.shape[::-1])).all(axis=1)
-    if not within.any():
-        return np.full(2, 128, np.float32)
-    column, row = places[within].T
-    return np.array([np.median(picture.u[row, column]), np.median(picture.v[row, column])], np.float32)
-
-
-def dark_of(light: F32, lips: F32) -> F32:
-    """(3,) a mouth's depth in this light: Y where no light falls, U and V where some does.
-
-    lips: (2,) their U and V. What is inside a mouth has the lips' hue more than the skin's.
-    """
-    return np.array([_unlit(light), *(128 + _FLESH * (lips - 128))], np.float32)
-
-
-def _unlit(light: F32) -> float:
-    return max(16 + 0.1 * max(0.0, float(light[0]) - 16), black_of(light))
-
-
-def coloured(luma: F32, light: F32) -> F32:
-    """(..., 1) 0..1, how much of its colour a place inside a mouth shows, by its luma of any shape."""
-    lit = (luma - 16) / (_COLOURED * _skin(light))
-    return np.asarray(np.sqrt(np.clip(lit, 0, 1)), np.float32)[..., None]
-
-
-def _glow(dark: F32, light: F32) -> float:
-    """0..1, how much a mouth's depth has of the light that a depth usually has.
-
-    Where a person's own is black, a tongue in the part that was never seen would be a stripe in it.
-    """
-    return float(np.clip((dark[0] - 16) / max(1.0, _unlit(light) - 16), 0, 1))
-
-
-def black_of(light: F32) -> float:
-    """The least luma that a picture in this light may have in a mouth: a little under the face's darkest."""
-    return 16 + _UNDER * max(0.0, float(light[3]) - 16)
 
 
 def _seam_tone(texture: MouthTexture, light: F32, tint: F32) -> F32:
@@ -269,28 +63,10 @@ def _seam_tone(texture: MouthTexture, light: F32, tint: F32) -> F32:
 
     tint: (2,) how much other than the texture's this light's U and V are.
     """
-    share = _SEAM_LUMA[0] + (_SEAM_LUMA[1] - _SEAM_LUMA[0]) * _glow(texture.dark, texture.light)
+    share = _SEAM_LUMA[0] + (_SEAM_LUMA[1] - _SEAM_LUMA[0]) * glow(texture.dark, texture.light)
     luma = np.array(max(16 + share * max(0.0, float(light[0]) - 16), black_of(light)), np.float32)
-    lips = (texture.dark[1:] - 128) / _FLESH + tint
+    lips = (texture.dark[1:] - 128) / FLESH + tint
     return np.array([luma, *(128 + coloured(luma, light) * lips)], np.float32)
-
-
-def _find_split(
-    y: U8, corner: tuple[int, int], plane: TeethPlane, opening: Opening, skin: float
-) -> tuple[float, float, float]:
-    """The plane y of the darkest row in the middle of an opening, how dark it is, 0..1, and its luma."""
-    middle, half = (opening.left + opening.right) / 2, (opening.right - opening.left) / 2
-    across = middle + half * np.linspace(-0.35, 0.35, 9, dtype=np.float32)
-    top, bottom = np.interp(middle, *opening.upper.T), np.interp(middle, *opening.lower.T)
-    # The lips' own shadow lies along the edges.
-    down = np.linspace(top + 0.22 * (bottom - top), bottom - 0.06 * (bottom - top), 24)
-    places = np.stack(np.meshgrid(across, down), axis=-1)
-    at = plane.to_pixels(np.asarray(places, np.float32)) - np.array(corner, np.float32)
-    seen = cv2.remap(y, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
-    profile = cv2.blur(np.median(seen, axis=1).reshape(-1, 1), (1, 3), borderType=cv2.BORDER_REPLICATE)[:, 0]
-    row = int(np.argmin(profile))
-    level = (float(profile[row]) - 16) / max(8.0, skin - 16)
-    return float(down[row]), float(np.clip((0.6 - level) / 0.25, 0, 1)), float(profile[row])
 
 
 def draw_mouth(
@@ -314,14 +90,12 @@ def draw_mouth(
     """
     outline = points[[*UPPER_LIP, *LOWER_LIP], :2]
     pad = 1 + softness
-    box = _even_box(outline.min(axis=0) - pad, outline.max(axis=0) + pad, picture)
+    box = even_box(outline.min(axis=0) - pad, outline.max(axis=0) + pad, picture)
     if box is None:
         return None
     opening = Opening.of(points, plane)
-    x, upper, lower, jaw, shade, unseen, tongue, shut, cover = _reference_place(
-        opening, texture, plane, box, softness, seam
-    )
-    if cover.max() <= 0:
+    at = _placed(opening, texture, plane, box, softness, seam)
+    if at.cover.max() <= 0:
         return None
     gain = (
         1.0
@@ -329,44 +103,43 @@ def draw_mouth(
         else float(np.clip((light[0] - 16) / max(8.0, float(texture.light[0]) - 16), 0.5, 2.0))
     )
     tint = np.clip(light[1:3] - texture.light[1:3], -12, 12) * float(fine)
-    luma, chroma = _seen(texture, x, upper)
-    if jaw.max() > 0:
+    luma, chroma = _seen(texture, at.x, at.skull)
+    if at.jaw_share.max() > 0:
         # What is seen jumps where the upper teeth bite over the lower ones: each is looked up by itself.
-        luma_below, chroma_below = _seen(texture, x, lower)
-        luma = luma + jaw * (luma_below - luma)
-        jaw = halved(jaw)
-        chroma = chroma + jaw[..., None] * (chroma_below - chroma)
-    rise = _TONGUE * _glow(texture.dark, texture.light)
-    hollow = texture.dark[0] + tongue * (rise * max(0.0, float(texture.light[0]) - 16))
+        luma_below, chroma_below = _seen(texture, at.x, at.jaw)
+        luma = luma + at.jaw_share * (luma_below - luma)
+        chroma = chroma + halved(at.jaw_share)[..., None] * (chroma_below - chroma)
+    rise = _TONGUE * glow(texture.dark, texture.light)
+    hollow = texture.dark[0] + at.tongue * (rise * max(0.0, float(texture.light[0]) - 16))
     deep = 128 + coloured(halved(hollow), texture.light) * (texture.dark[1:] - 128)
-    lit = luma + unseen * (hollow - luma)
-    colour = chroma + halved(unseen)[..., None] * (deep - chroma)
+    lit = luma + at.unseen * (hollow - luma)
+    colour = chroma + halved(at.unseen)[..., None] * (deep - chroma)
     seam_tone = _seam_tone(texture, light, tint)
     drawn = 16 + (lit - 16) * gain
-    shade *= _light_left(drawn, shade, cover, light, usual)
+    shade = np.asarray(at.shade * (1 - at.under * _dimmed(drawn, at, light, usual)), np.float32)
     drawn -= np.maximum(drawn - black_of(light), 0) * (1 - shade)
-    drawn += shut * (seam_tone[0] - drawn)
+    drawn += at.shut * (seam_tone[0] - drawn)
     colour = colour + coloured(halved(lit), texture.light) * tint
     # What light there is in the shadow of the lips has gone through them.
-    lips = 128 + coloured(halved(drawn), light) * ((texture.dark[1:] - 128) / _FLESH + tint)
-    colour += _FLESH * halved(1 - shade)[..., None] * (lips - colour)
-    colour += halved(shut)[..., None] * (seam_tone[1:] - colour)
+    lips = 128 + coloured(halved(drawn), light) * ((texture.dark[1:] - 128) / FLESH + tint)
+    colour += FLESH * halved(1 - shade)[..., None] * (lips - colour)
+    colour += halved(at.shut)[..., None] * (seam_tone[1:] - colour)
     return Patch(
         box,
         np.asarray(drawn, np.float32),
         np.asarray(colour, np.float32),
-        cover,
-        halved(cover),
+        at.cover,
+        halved(at.cover),
     )
 
 
-def _light_left(drawn: F32, shade: F32, cover: F32, light: F32, usual: tuple[float, float]) -> np.float32:
-    """How much of its light what is drawn keeps, to be no lighter than the person's mouth usually is."""
+def _dimmed(drawn: F32, at: _Place, light: F32, usual: tuple[float, float]) -> float:
+    """How much of its light what is drawn loses, to be no lighter than the person's mouth usually is."""
     luma, sure = usual
     black = black_of(light)
-    lit = float((np.maximum(drawn - black, 0) * shade * cover).sum()) / float(cover.sum())
-    asked = 16 + luma * _skin(light) - black
-    return np.float32(1 + sure * (float(np.clip(asked / max(1.0, lit), _DIMMEST, 1)) - 1))
+    lit = float((np.maximum(drawn - black, 0) * at.shade * at.cover).sum()) / float(at.cover.sum())
+    asked = 16 + luma * skin_of(light) - black
+    return sure * float(np.clip(1 - asked / max(1.0, lit), 0, _DIMMED))
 
 
 def _seen(texture: MouthTexture, x: F32, y: F32) -> tuple[F32, F32]:
@@ -378,22 +151,32 @@ def _seen(texture: MouthTexture, x: F32, y: F32) -> tuple[F32, F32]:
     return luma.astype(np.float32), chroma.astype(np.float32)
 
 
-def _even_box(low: F32, high: F32, picture: Picture) -> Box | None:
-    left, top = max(0, int(low[0])) & ~1, max(0, int(low[1])) & ~1
-    right = min(picture.padded_width, (int(high[0]) + 3) & ~1)
-    bottom = min(picture.padded_height, (int(high[1]) + 3) & ~1)
-    if right - left < 4 or bottom - top < 4:
-        return None
-    return Box(left, top, right, bottom)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """Of every pixel of a box, (h, w) each: what of a reference it shows, and in which light.
+
+    x: plane x in the reference. skull, jaw: plane y there of what stays with the skull and of what rides on
+    the jaw. jaw_share: how much of the pixel shows the latter. shade: how much light reaches it. under: how
+    much more than its part of any further shadow falls on it. unseen: how far it was never seen. tongue: how
+    far the tongue rises in what was not. shut: how far the lips are shut there. cover: how much of the pixel
+    lies in the opening.
+    """
+
+    x: F32
+    skull: F32
+    jaw: F32
+    jaw_share: F32
+    shade: F32
+    under: F32
+    unseen: F32
+    tongue: F32
+    shut: F32
+    cover: F32
 
 
-def _reference_place(
+def _placed(
     opening: Opening, texture: MouthTexture, plane: TeethPlane, box: Box, softness: float, seam: float
-) -> tuple[F32, F32, F32, F32, F32, F32, F32, F32, F32]:
-    """For every pixel of the box: plane x in the reference, plane y there of what stays with the skull and of
-    what rides on the jaw, how much of the pixel shows the latter, a shade factor, how far it was never seen,
-    how far the tongue rises in what was not, how far the lips are shut there, and how much of the pixel lies
-    in the opening."""
+) -> _Place:
     held = texture.opening
     columns, rows = np.meshgrid(
         np.arange(box.left, box.right, dtype=np.float32), np.arange(box.top, box.bottom, dtype=np.float32)
@@ -452,16 +235,18 @@ def _reference_place(
     cover = np.clip(np.minimum(inside, between_corners) + 0.5, 0, 1) * np.clip(
         gap * (unit / softness) + _SEAM_COVER * seam, 0, 1
     )
-    return (
-        np.asarray(across, np.float32),
-        np.asarray(above, np.float32),
-        np.asarray(below, np.float32),
-        np.asarray(jaw, np.float32),
-        np.asarray(shade, np.float32),
-        np.asarray(unseen, np.float32),
-        np.asarray(tongue, np.float32),
-        np.asarray(1 - _smooth(gap / _SEAM), np.float32),
-        np.asarray(cover, np.float32),
+    under = _UNDER_LIP[0] + (_UNDER_LIP[1] - _UNDER_LIP[0]) * np.clip((y - top) / np.maximum(gap, 1e-3), 0, 1)
+    return _Place(
+        x=np.asarray(across, np.float32),
+        skull=np.asarray(above, np.float32),
+        jaw=np.asarray(below, np.float32),
+        jaw_share=np.asarray(jaw, np.float32),
+        shade=np.asarray(shade, np.float32),
+        under=np.asarray(under, np.float32),
+        unseen=np.asarray(unseen, np.float32),
+        tongue=np.asarray(tongue, np.float32),
+        shut=np.asarray(1 - _smooth(gap / _SEAM), np.float32),
+        cover=np.asarray(cover, np.float32),
     )
 
 

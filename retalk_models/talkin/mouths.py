@@ -9,7 +9,8 @@ import numpy as np
 
 from retalk_models.picture import F32
 from retalk_models.pose_cache import BETTER
-from retalk_models.talkin.mouth import MouthTexture, halved, inside_of
+from retalk_models.talkin.mouth_texture import MouthTexture, inside_of
+from retalk_models.talkin.mouth_tone import halved
 
 _WIDER = 0.05
 """How much wider open than the best mouth another must have been to be kept beside it (canonical units)."""

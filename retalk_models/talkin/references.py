@@ -16,7 +16,7 @@ from retalk_models.talkin.cavity import draw_cavity
 from retalk_models.talkin.choice import SHUT, ReferenceChoice
 from retalk_models.talkin.inner_light import InnerLight
 from retalk_models.talkin.motion import MouthMotion
-from retalk_models.talkin.mouth import MouthTexture, Opening, TeethPlane, cut_texture
+from retalk_models.talkin.mouth_texture import MouthTexture, Opening, TeethPlane, cut_texture
 from retalk_models.talkin.mouths import Look, Mouths, SeenMouth, best_quality
 
 _OPEN_ENOUGH = 0.045

@@ -11,7 +11,10 @@ from retalk_models.face.composite import Patch, mix_patches
 from retalk_models.face.geometry import INNER_LIPS, ObservedFace
 from retalk_models.face.warp import WarpField, warp_field
 from retalk_models.picture import F32, Box, Picture
-from retalk_models.talkin.mouth import TEETH_DEPTH, Opening, TeethPlane, draw_mouth, lip_colour
+from retalk_models.talkin.mouth import draw_mouth
+from retalk_models.talkin.mouth_texture import TEETH_DEPTH, Opening, TeethPlane
+from retalk_models.talkin.mouth_tone import lip_colour
+from retalk_models.talkin.own_mouth import OwnMouth
 from retalk_models.talkin.references import MouthReferences
 from retalk_models.talkin.target import TargetFace
 
@@ -20,6 +23,9 @@ _FEATHER = 0.08
 
 _EDGE_SOFTNESS = 0.007
 """Width of the lips' inner edge over the face's width."""
+
+_ALL = 0.99
+"""From this share of a frame's own mouth on nothing is seen of another."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,13 +76,15 @@ def draw(
     neutral: F32,
     light: F32,
     references: MouthReferences,
+    own: OwnMouth | None,
     strength: float,
     elapsed_s: float,
     fine: bool,
 ) -> Drawing | None:
     """The drawing for one frame, or None where nothing is to change.
 
-    light: (4,) as in MouthTexture. strength: 0..1. fine: with light and detail matched.
+    light: (4,) as in MouthTexture. own: says how much of the frame's own mouth is shown; None where the face
+    is not where the frame has it. strength: 0..1. fine: with light and detail matched.
     """
     width = face_width(face.points)
     field = warp_field(
@@ -98,15 +106,16 @@ def draw(
     mouth: Patch | None = None
     if target.opening > 0 or target.apart > 0:
         softness = max(1.0, _EDGE_SOFTNESS * width)
+        place = (picture, target.target, plane, light, softness, target.apart, fine)
+        seen = own.look(picture, face, target, plane, light, elapsed_s) if own is not None else None
+        share = seen[1] if seen is not None else 0.0
         usual = references.luma_at(target.opening)
         patches = [
-            (
-                draw_mouth(
-                    texture, picture, target.target, plane, light, softness, target.apart, fine, usual
-                ),
-                weight,
-            )
+            (draw_mouth(texture, *place, usual), weight * (1 - share))
             for texture, weight in chosen
+            if share < _ALL
         ]
+        if seen is not None:
+            patches.append((draw_mouth(seen[0], *place), share))
         mouth = mix_patches([(patch, weight) for patch, weight in patches if patch is not None])
     return Drawing(field, mouth, strength, target)

@@ -25,15 +25,7 @@ from retalk_models.face.warp import warp_field
 from retalk_models.picture import F32, U8, Box, Picture
 from retalk_models.talkin.cavity import draw_cavity
 from retalk_models.talkin.crop_corpus import CROP_SIDE, CropClip, jittered, shifted_pose
-from retalk_models.talkin.mouth import (
-    TEETH_DEPTH,
-    MouthTexture,
-    Opening,
-    TeethPlane,
-    cut_texture,
-    draw_mouth,
-    lip_colour,
-)
+from retalk_models.talkin.mouth import draw_mouth
 from retalk_models.talkin.mouth_crop import (
     SIDE,
     crop_of,
@@ -45,6 +37,8 @@ from retalk_models.talkin.mouth_crop import (
     tone_shift,
     warp_places,
 )
+from retalk_models.talkin.mouth_texture import TEETH_DEPTH, MouthTexture, Opening, TeethPlane, cut_texture
+from retalk_models.talkin.mouth_tone import lip_colour
 from retalk_models.talkin.mouths import Look
 from retalk_models.talkin.render import face_width
 from retalk_models.talkin.views import kind_of, pose_distance, served_by

@@ -8,20 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, Pose, template
+from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS, ObservedFace, Pose, template
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.cavity import draw_cavity
-from retalk_models.talkin.mouth import (
-    TEETH_DEPTH,
-    MouthTexture,
-    Opening,
-    TeethPlane,
-    black_of,
-    cut_texture,
-    dark_of,
-    draw_mouth,
-    lip_colour,
-)
+from retalk_models.talkin.mouth import draw_mouth
+from retalk_models.talkin.mouth_texture import TEETH_DEPTH, MouthTexture, Opening, TeethPlane, cut_texture
+from retalk_models.talkin.mouth_tone import black_of, dark_of, lip_colour
 from retalk_models.talkin.mouths import Look
 from retalk_models.talkin.references import MouthReferences
 from tests.retalk_models.faces import noise, points, pose
@@ -240,6 +232,34 @@ def test_a_slit_is_no_lighter_than_the_persons_usually_are_bug_a_row_of_teeth_sh
     assert luma(0.06, (0.0, 1.0)) > 0.55 * free, "teeth in the deepest shade are still teeth"
 
 
+def test_the_shade_in_a_slit_falls_from_the_upper_lip_bug_evenly_dim_teeth_looked_dirty() -> None:
+    face, teeth = points(0.06, AT), replace(reference(), y=np.full_like(reference().y, 200))
+    free, dim = (
+        draw_mouth(teeth, noise(), face[:, :2], PLANE, LIGHT, softness=1.5, usual=(0.0, sure))
+        for sure in (0.0, 1.0)
+    )
+    assert free is not None
+    assert dim is not None
+    column = round(float(face[13, 0])) - free.box.left
+    rows = np.flatnonzero(free.cover_y[:, column] > 0.95)
+    left = dim.y[rows, column] / free.y[rows, column]
+    assert np.diff(left).min() > -1e-3
+    assert left[0] + 0.2 < left[-1] < 1
+
+
+def test_a_session_learns_how_light_a_slit_is_and_a_copy_knows_it() -> None:
+    references = MouthReferences()
+    picture, face = mouth_picture(0.05)
+    for _ in range(30):
+        references.observe(picture, ObservedFace(face, AT, template(), 0.05), template(), PLANE, LIGHT, 0.04)
+    luma, sure = references.luma_at(0.05)
+    assert 0 < luma < 1.6
+    assert sure > 0.7
+    assert references.copy().luma_at(0.05) == (luma, sure)
+    references.reset()
+    assert references.luma_at(0.05)[1] == 0
+
+
 def test_lips_beyond_the_picture_s_edge_have_no_say_in_their_colour() -> None:
     picture, face = mouth_picture(0.0)
     assert lip_colour(picture, face) == pytest.approx(LIPS)
@@ -317,8 +337,6 @@ def test_open_mouths_with_depth_are_better_references() -> None:
 
 def test_a_puckered_mouth_is_no_reference() -> None:
     """Bug: the round hole of a mouth that said oh, lips and all, was put into wide ones."""
-    from retalk_models.face.geometry import ObservedFace
-
     picture, face = mouth_picture(0.14)
     for width, count in ((0.6, 0), (1.0, 1)):
         references, shape = MouthReferences(), template().copy()
@@ -359,8 +377,6 @@ def test_who_is_known_is_looked_at_less_often_and_still_learnt_from(monkeypatch:
 
 
 def test_without_a_reference_the_mouth_is_drawn_and_the_change_to_a_real_one_crosses_over() -> None:
-    from retalk_models.face.geometry import ObservedFace
-
     references = MouthReferences()
     line = Opening.of(template(), CANONICAL)
 

@@ -10,7 +10,7 @@ import pytest
 from retalk_models.face.geometry import ObservedFace, template
 from retalk_models.picture import F32
 from retalk_models.pose_cache import Reference
-from retalk_models.talkin.mouth import MouthTexture, Opening
+from retalk_models.talkin.mouth_texture import MouthTexture, Opening
 from retalk_models.talkin.mouths import Look, Mouths, SeenMouth
 from retalk_models.talkin.references import MouthReferences
 from tests.retalk_models.faces import pose

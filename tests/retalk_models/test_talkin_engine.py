@@ -13,7 +13,9 @@ from retalk_models.face.geometry import ObservedFace, lip_opening
 from retalk_models.face.tracker import FaceTracker, TrackedFace
 from retalk_models.face.watch import Sighting
 from retalk_models.picture import F32, Picture
+from retalk_models.talkin import engine as engine_room
 from retalk_models.talkin.engine import TalkinEngine
+from retalk_models.talkin.own_mouth import OwnMouth
 from tests.retalk_models.faces import BASIS, ToldSpeech, dub, frames, noise, portrait, pose, session
 
 WAVE = (0.06 + 0.06 * np.sin(np.arange(400) / 2.5)).astype(np.float32)
@@ -224,6 +226,27 @@ def test_half_rate_tracks_and_draws_every_second_frame(monkeypatch: pytest.Monke
         assert one.region is not None
         assert other.region is not None
         assert abs(one.region.left - other.region.left) < 12
+
+
+def test_a_frames_own_mouth_is_shown_while_there_is_time_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    class Told(OwnMouth):
+        def look(self, *_: object) -> None:
+            looked.append("look")
+
+        def rest(self) -> None:
+            looked.append("rest")
+
+    monkeypatch.setattr(engine_room, "OwnMouth", Told)
+    engine = session(WAVE)
+    dub(engine, frames(swaying(4)))
+    assert looked[-3:] == ["look"] * 3
+    dub(engine, frames(swaying(8)[4:], first=4), rung=Rung.NO_ENHANCEMENT)
+    assert looked[-4:] == ["rest"] * 4
+    dub(engine, frames([noise(512, 512)] * 3, first=8))
+    assert "look" not in looked[-3:], "where a face is only thought to be there is nothing of it"
+    engine.close()
 
 
 def test_a_cut_to_no_face_and_back_neither_jumps_nor_fails() -> None:

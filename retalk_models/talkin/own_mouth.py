@@ -1,0 +1,75 @@
+"""The inside of the frame's own mouth, shown in a dub that is about as far open.
+
+No kept picture is so like this frame's light, focus and motion, and none but this one is new: the same teeth
+coming back at every syllable tell a dub. Where the source's mouth is shut, narrow or far wider, it has
+nothing to show, and the kept one takes over.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from retalk_models.face.geometry import ObservedFace
+from retalk_models.picture import F32, Picture
+from retalk_models.talkin.mouth_texture import MouthTexture, Opening, TeethPlane, cut_texture
+from retalk_models.talkin.target import TargetFace
+
+_OPEN = (0.03, 0.05)
+"""Aperture (canonical units) from which on it has something to show, and all that it has."""
+
+_REACHES = (0.6, 0.85)
+"""The same of its height over the dub's: what it lacks would be drawn depth."""
+
+_EXCEEDS = (1.6, 2.4)
+"""How much higher it may be for all of it to be shown, and for none."""
+
+_WIDE = (0.8, 0.92)
+"""As `_REACHES`, of the widths: teeth do not stretch."""
+
+_SETTLE_S = 0.05
+"""How fast one gives way to the other: it is to be no cut, and a mouth shuts in a tenth of a second."""
+
+_NONE = 0.004
+"""A share that no sample shows."""
+
+
+class OwnMouth:
+    """Says how much of the frame's own mouth is shown. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.rest()
+
+    def rest(self) -> None:
+        """Show none from now on, until it is looked at again."""
+        self._share = 0.0
+
+    def look(
+        self,
+        picture: Picture,
+        face: ObservedFace,
+        target: TargetFace,
+        plane: TeethPlane,
+        light: F32,
+        elapsed_s: float,
+    ) -> tuple[MouthTexture, float] | None:
+        """The frame's own inside of the mouth and how much of it is to be shown, up to 1; None for nothing.
+
+        plane: where the teeth stand. light: (4,) as in MouthTexture.
+        """
+        texture = cut_texture(picture, face.points, plane, light) if face.opening > _OPEN[0] else None
+        if texture is None:
+            self.rest()
+            return None
+        mine, asked = texture.opening, Opening.of(target.target, plane)
+        higher = face.opening / max(1e-3, target.opening)
+        wider = (mine.right - mine.left) / max(1e-3, asked.right - asked.left)
+        fit = _rise(face.opening, _OPEN) * _rise(higher, _REACHES) * _rise(wider, _WIDE)
+        fit *= 1 - _rise(higher, _EXCEEDS)
+        self._share += (1 - float(np.exp(-max(0.0, elapsed_s) / _SETTLE_S))) * (fit - self._share)
+        return (texture, self._share) if self._share > _NONE else None
+
+
+def _rise(value: float, ends: tuple[float, float]) -> float:
+    """0 below the first, 1 above the second, smooth between."""
+    share = float(np.clip((value - ends[0]) / (ends[1] - ends[0]), 0, 1))
+    return share * share * (3 - 2 * share)

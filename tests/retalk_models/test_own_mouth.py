@@ -1,0 +1,105 @@
+"""The frame's own inside of the mouth: shown where it is about as far open as the dub, and never at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retalk_models.face.geometry import ObservedFace, template
+from retalk_models.picture import F32, U8
+from retalk_models.talkin.own_mouth import OwnMouth
+from retalk_models.talkin.references import MouthReferences
+from retalk_models.talkin.render import draw
+from retalk_models.talkin.target import TargetFace
+from tests.retalk_models.faces import points
+from tests.retalk_models.test_mouth import AT, LIGHT, LIPS, PLANE, mouth_picture
+
+TEETH = 210
+
+
+def target(opening: float, narrower: float = 1.0) -> TargetFace:
+    face = points(opening, AT)
+    middle = face[:, 0].mean()
+    face[:, 0] = middle + narrower * (face[:, 0] - middle)
+    flat = np.ascontiguousarray(face[:, :2])
+    return TargetFace(flat, flat, np.ascontiguousarray(face[:, 2]), AT, opening, 0.0)
+
+
+def shares(own: float, asked: float, frames: int = 20, narrower: float = 1.0) -> list[float]:
+    """What a mouth shows of itself, frame by frame, while the dub is asked for another opening."""
+    picture, face = mouth_picture(own)
+    seen, mouth = ObservedFace(face, AT, template(), own), OwnMouth()
+    found = [mouth.look(picture, seen, target(asked, narrower), PLANE, LIGHT, 0.04) for _ in range(frames)]
+    return [0.0 if one is None else one[1] for one in found]
+
+
+def test_a_mouth_as_far_open_as_the_dub_is_shown_and_not_at_once() -> None:
+    rising = shares(0.12, 0.12)
+    assert 0.3 < rising[0] < 0.7
+    assert rising == sorted(rising)
+    assert rising[-1] > 0.99
+    slower = OwnMouth()
+    picture, face = mouth_picture(0.12)
+    seen = ObservedFace(face, AT, template(), 0.12)
+    early = slower.look(picture, seen, target(0.12), PLANE, LIGHT, 0.01)
+    assert early is not None
+    assert early[1] < 0.5 * rising[0]
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "narrower"), [(0.01, 0.12, 1.0), (0.05, 0.12, 1.0), (0.2, 0.06, 1.0), (0.12, 0.12, 1.6)]
+)
+def test_one_that_lacks_what_is_asked_shows_nothing(own: float, asked: float, narrower: float) -> None:
+    """Shut; less than half as high; far higher, teeth would lie over each other; less wide."""
+    assert max(shares(own, asked, narrower=narrower)) == 0
+
+
+def test_as_it_shuts_it_gives_way_within_frames_and_comes_back_as_softly() -> None:
+    mouth, last = OwnMouth(), None
+    steps = []
+    for opening in (0.12,) * 10 + (0.1, 0.08, 0.06, 0.05, 0.04) + (0.12,) * 5:
+        picture, face = mouth_picture(opening)
+        seen = ObservedFace(face, AT, template(), opening)
+        found = mouth.look(picture, seen, target(0.12), PLANE, LIGHT, 0.04)
+        share = 0.0 if found is None else found[1]
+        if last is not None:
+            steps.append(share - last)
+        last = share
+    assert np.abs(steps).max() < 0.65
+    assert min(steps) < -0.2 < 0.2 < max(steps)
+
+
+def test_at_rest_it_forgets() -> None:
+    picture, face = mouth_picture(0.12)
+    seen, mouth = ObservedFace(face, AT, template(), 0.12), OwnMouth()
+    first = mouth.look(picture, seen, target(0.12), PLANE, LIGHT, 0.04)
+    mouth.look(picture, seen, target(0.12), PLANE, LIGHT, 0.04)
+    mouth.rest()
+    again = mouth.look(picture, seen, target(0.12), PLANE, LIGHT, 0.04)
+    assert first is not None
+    assert again is not None
+    assert again[1] == pytest.approx(first[1])
+
+
+def test_a_drawn_mouth_is_the_frames_own_where_there_is_one_and_else_has_the_lips_hue() -> None:
+    picture, face = mouth_picture(0.12)
+    seen = ObservedFace(face, AT, template(), 0.12)
+
+    def drawn(own: OwnMouth | None, frames: int = 10) -> tuple[U8 | F32, F32]:
+        references = MouthReferences()
+        for _ in range(frames):
+            one = draw(picture, seen, moved, template(), LIGHT, references, own, 1.0, 0.04, True)
+        assert one is not None
+        assert one.mouth is not None
+        inside = one.mouth.cover_y > 0.95
+        return one.mouth.y[inside], one.mouth.uv[one.mouth.cover_uv > 0.95]
+
+    there = target(0.125)
+    moved = TargetFace(np.ascontiguousarray(face[:, :2]), there.target, there.depth, AT, 0.125, 0.0)
+    luma, colour = drawn(None)
+    assert luma.max() < 0.9 * TEETH, "nobody has seen these teeth"
+    assert np.median(colour[:, 1]) > 128 + 0.2 * (LIPS[1] - 128)
+    luma, _ = drawn(OwnMouth())
+    assert 0.9 * TEETH < luma.max() < 1.1 * TEETH
+    both, _ = drawn(OwnMouth(), frames=1)
+    assert both.max() < luma.max(), "of two pictures a mean is shown, not their sum"
