@@ -26,6 +26,11 @@ _EXCEEDS = (1.6, 2.4)
 _WIDE = (0.8, 0.92)
 """As `_REACHES`, of the widths: teeth do not stretch."""
 
+_APART = (0.01, 0.03)
+"""How much farther apart than they were (plane units) what stays with the skull and what rides on the jaw may
+be drawn, or there is a bar between them; and how much nearer where rows of teeth meet, or they have a second
+edge."""
+
 _SETTLE_S = 0.05
 """How fast one gives way to the other: it is to be no cut, and a mouth shuts in a tenth of a second."""
 
@@ -65,6 +70,10 @@ class OwnMouth:
         wider = (mine.right - mine.left) / max(1e-3, asked.right - asked.left)
         fit = _rise(face.opening, _OPEN) * _rise(higher, _REACHES) * _rise(wider, _WIDE)
         fit *= 1 - _rise(higher, _EXCEEDS)
+        lift = min(0.0, float((asked.upper - mine.upper)[4:7, 1].mean()))
+        apart = float((asked.lower - mine.lower)[4:7, 1].mean()) - lift
+        fit *= 1 - _rise(apart, _APART)
+        fit *= 1 - (1 - texture.depth) * _rise(-apart, _APART)
         self._share += (1 - float(np.exp(-max(0.0, elapsed_s) / _SETTLE_S))) * (fit - self._share)
         return (texture, self._share) if self._share > _NONE else None
 

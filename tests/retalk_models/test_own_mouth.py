@@ -103,3 +103,18 @@ def test_a_drawn_mouth_is_the_frames_own_where_there_is_one_and_else_has_the_lip
     assert 0.9 * TEETH < luma.max() < 1.1 * TEETH
     both, _ = drawn(OwnMouth(), frames=1)
     assert both.max() < luma.max(), "of two pictures a mean is shown, not their sum"
+
+
+def test_rows_of_teeth_that_meet_fit_only_their_own_opening_bug_a_bar_between_them_or_a_second_edge() -> None:
+    picture, face = mouth_picture(0.12)
+    picture.y[picture.y == 30] = TEETH
+    seen = ObservedFace(face, AT, template(), 0.12)
+    found = []
+    for asked in (0.12, 0.15, 0.09):
+        mouth = OwnMouth()
+        looks = [mouth.look(picture, seen, target(asked), PLANE, LIGHT, 0.04) for _ in range(20)]
+        found.append(0.0 if looks[-1] is None else looks[-1][1])
+    assert found[0] > 0.95
+    assert max(found[1:]) < 0.15
+    assert shares(0.12, 0.135)[-1] > 0.5
+    assert shares(0.12, 0.09)[-1] > 0.95, "with depth between them they fit a closer one, too"
