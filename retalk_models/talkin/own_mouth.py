@@ -34,8 +34,8 @@ edge."""
 _SETTLE_S = 0.05
 """How fast one gives way to the other: it is to be no cut, and a mouth shuts in a tenth of a second."""
 
-_NONE = 0.004
-"""A share that no sample shows."""
+_NONE = 0.03
+"""A share that nobody sees."""
 
 
 class OwnMouth:
@@ -61,11 +61,10 @@ class OwnMouth:
 
         plane: where the teeth stand. light: (4,) as in MouthTexture.
         """
-        texture = cut_texture(picture, face.points, plane, light) if face.opening > _OPEN[0] else None
-        if texture is None:
+        if face.opening < _OPEN[0]:
             self.rest()
             return None
-        mine, asked = texture.opening, Opening.of(target.target, plane)
+        mine, asked = Opening.of(face.points, plane), Opening.of(target.target, plane)
         higher = face.opening / max(1e-3, target.opening)
         wider = (mine.right - mine.left) / max(1e-3, asked.right - asked.left)
         fit = _rise(face.opening, _OPEN) * _rise(higher, _REACHES) * _rise(wider, _WIDE)
@@ -73,6 +72,12 @@ class OwnMouth:
         lift = min(0.0, float((asked.upper - mine.upper)[4:7, 1].mean()))
         apart = float((asked.lower - mine.lower)[4:7, 1].mean()) - lift
         fit *= 1 - _rise(apart, _APART)
+        # Most of the time neither it nor what is left of it is shown: a look at its pixels takes far longer.
+        looks = max(fit, self._share) > _NONE
+        texture = cut_texture(picture, face.points, plane, light) if looks else None
+        if texture is None:
+            self.rest()
+            return None
         fit *= 1 - (1 - texture.depth) * _rise(-apart, _APART)
         self._share += (1 - float(np.exp(-max(0.0, elapsed_s) / _SETTLE_S))) * (fit - self._share)
         return (texture, self._share) if self._share > _NONE else None

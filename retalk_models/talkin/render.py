@@ -24,7 +24,7 @@ _FEATHER = 0.08
 _EDGE_SOFTNESS = 0.007
 """Width of the lips' inner edge over the face's width."""
 
-_ALL = 0.99
+_ALL = 0.96
 """From this share of a frame's own mouth on nothing is seen of another."""
 
 
