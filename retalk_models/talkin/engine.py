@@ -261,6 +261,7 @@ class TalkinSession:
         gates = self._gates.update(frame.voice_active, elapsed_s)
         if rung >= Rung.PASS_THROUGH:
             self._drawing = None
+            self._own.rest()
             return EngineOutput(frame.picture, self._watch.skip(), None, 0.0)
 
         with clock.stage("track"):

@@ -79,6 +79,7 @@ def draw_mouth(
     seam: float = 0.0,
     fine: bool = True,
     usual: tuple[float, float] = (0.0, 0.0),
+    as_seen: bool = False,
 ) -> Patch | None:
     """Fill the opening of the target points, (478, 2) pixels, with a texture.
 
@@ -86,6 +87,7 @@ def draw_mouth(
     seam: 0..1, how much of a shadow to lay between shut lips, where the frame's own lips are apart and theirs
     is not there. fine: match light and colour to the frame. usual: how light the person's mouth is inside, so
     far open, over the skin's, and how sure that is, as of `InnerLight`.
+    as_seen: the texture has the lips' shadow of an opening like this one already.
     Returns None where there is no opening to fill.
     """
     outline = points[[*UPPER_LIP, *LOWER_LIP], :2]
@@ -94,7 +96,7 @@ def draw_mouth(
     if box is None:
         return None
     opening = Opening.of(points, plane)
-    at = _placed(opening, texture, plane, box, softness, seam)
+    at = _placed(opening, texture, plane, box, softness, seam, as_seen)
     if at.cover.max() <= 0:
         return None
     gain = (
@@ -175,7 +177,13 @@ class _Place:
 
 
 def _placed(
-    opening: Opening, texture: MouthTexture, plane: TeethPlane, box: Box, softness: float, seam: float
+    opening: Opening,
+    texture: MouthTexture,
+    plane: TeethPlane,
+    box: Box,
+    softness: float,
+    seam: float,
+    as_seen: bool,
 ) -> _Place:
     held = texture.opening
     columns, rows = np.meshgrid(
@@ -226,6 +234,9 @@ def _placed(
     depth = np.clip((y - top) / 0.02, 0, 1)
     sides = np.clip(np.minimum(x - opening.left, opening.right - x) / 0.06, 0, 1)
     shade = shadow * (0.75 + 0.25 * depth) * (0.75 + 0.25 * sides)
+    if as_seen:
+        held_gap = np.maximum(held_bottom - held_top + 2 * inset, 0)
+        shade = np.minimum(1, shadow / (_SHADED + (1 - _SHADED) * _smooth(held_gap / _NARROW)))
     if texture.cast:
         left_out = texture.cast * _smooth((upper_end - lower_start) / 0.04)
         shade *= 1 - left_out * jaw * (1 - _smooth((y - upper_end) / _CAST_REACH))

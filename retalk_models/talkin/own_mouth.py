@@ -7,6 +7,8 @@ nothing to show, and the kept one takes over.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from retalk_models.face.geometry import ObservedFace
@@ -34,6 +36,10 @@ edge."""
 _SETTLE_S = 0.05
 """How fast one gives way to the other: it is to be no cut, and a mouth shuts in a tenth of a second."""
 
+_ROW_S = 0.4
+"""The same of the row that parts what stays with the skull from what rides on the jaw: in an even depth the
+darkest one is anywhere."""
+
 _NONE = 0.03
 """A share that nobody sees."""
 
@@ -47,6 +53,8 @@ class OwnMouth:
     def rest(self) -> None:
         """Show none from now on, until it is looked at again."""
         self._share = 0.0
+        self._row = 0.5
+        self._texture: MouthTexture | None = None
 
     def look(
         self,
@@ -59,11 +67,30 @@ class OwnMouth:
     ) -> tuple[MouthTexture, float] | None:
         """The frame's own inside of the mouth and how much of it is to be shown, up to 1; None for nothing.
 
-        plane: where the teeth stand. light: (4,) as in MouthTexture.
+        Where it no longer fits, the last that did fades. plane: where the teeth stand. light: (4,) as in
+        MouthTexture.
         """
-        if face.opening < _OPEN[0]:
+        fit, texture = self._fit(picture, face, target, plane, light)
+        way = _way(elapsed_s, _SETTLE_S)
+        self._share += way * (fit - self._share)
+        if texture is not None:
+            height = texture.opening.height
+            top = float(texture.opening.upper[4:7, 1].mean())
+            row = float(np.clip((texture.split - top) / max(1e-3, height), 0, 1))
+            known = self._texture is not None
+            self._row += (_way(elapsed_s, _ROW_S) if known else 1.0) * (row - self._row)
+            self._texture = replace(texture, split=top + self._row * height)
+        if self._share <= _NONE or self._texture is None:
             self.rest()
             return None
+        return self._texture, self._share
+
+    def _fit(
+        self, picture: Picture, face: ObservedFace, target: TargetFace, plane: TeethPlane, light: F32
+    ) -> tuple[float, MouthTexture | None]:
+        """How well this frame's mouth fits, 0..1, and its pixels, where it fits at all."""
+        if face.opening < _OPEN[0]:
+            return 0.0, None
         mine, asked = Opening.of(face.points, plane), Opening.of(target.target, plane)
         higher = face.opening / max(1e-3, target.opening)
         wider = (mine.right - mine.left) / max(1e-3, asked.right - asked.left)
@@ -72,15 +99,16 @@ class OwnMouth:
         lift = min(0.0, float((asked.upper - mine.upper)[4:7, 1].mean()))
         apart = float((asked.lower - mine.lower)[4:7, 1].mean()) - lift
         fit *= 1 - _rise(apart, _APART)
-        # Most of the time neither it nor what is left of it is shown: a look at its pixels takes far longer.
-        looks = max(fit, self._share) > _NONE
-        texture = cut_texture(picture, face.points, plane, light) if looks else None
+        # Often nothing of it will be seen: a look at its pixels takes far longer.
+        texture = cut_texture(picture, face.points, plane, light) if fit > _NONE else None
         if texture is None:
-            self.rest()
-            return None
-        fit *= 1 - (1 - texture.depth) * _rise(-apart, _APART)
-        self._share += (1 - float(np.exp(-max(0.0, elapsed_s) / _SETTLE_S))) * (fit - self._share)
-        return (texture, self._share) if self._share > _NONE else None
+            return 0.0, None
+        return fit * (1 - (1 - texture.depth) * _rise(-apart, _APART)), texture
+
+
+def _way(elapsed_s: float, constant_s: float) -> float:
+    """The share of the way that something eased goes in elapsed_s."""
+    return 1 - float(np.exp(-max(0.0, elapsed_s) / constant_s))
 
 
 def _rise(value: float, ends: tuple[float, float]) -> float:

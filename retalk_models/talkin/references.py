@@ -104,7 +104,7 @@ class MouthReferences:
         light: F32,
         elapsed_s: float,
     ) -> None:
-        """Keep this frame's mouth if it is a good one.
+        """Learn how light the mouth is inside where it is hardly open, and keep this one if it is a good one.
 
         neutral: (478, 3) the person's canonical shape with lips at rest.
         """
@@ -158,15 +158,18 @@ class MouthReferences:
         the lips in this frame, as for `dark_of`; of the latter only the first frames ask.
         """
         nearest = self._cache.seek(pose.yaw, pose.pitch, self._choice.current)
-        if opening <= SHUT:
-            self._take_on_more()
-        current = self._choice.current
-        if nearest is not None and self._crossed >= 1 and self._may_begin(current, opening, elapsed_s):
-            seen = 0.0 if self._outgrown(current, nearest, pose) else opening
-            cost = partial(_cost, yaw=pose.yaw, pitch=pose.pitch, luma=float(light[0]))
-            chosen = self._choice.choose(self._cache.held(), cost, (seen, *self._ahead))
-            if chosen is not current:
-                self._before = self._drawn if current is None else current.item
+        if self._crossed >= 1:
+            shown = self._choice.current
+            if opening <= SHUT:
+                self._take_on_more()
+            current = self._choice.current
+            if nearest is not None and self._may_begin(current, opening, elapsed_s):
+                seen = 0.0 if self._outgrown(current, nearest, pose) else opening
+                cost = partial(_cost, yaw=pose.yaw, pitch=pose.pitch, luma=float(light[0]))
+                current = self._choice.choose(self._cache.held(), cost, (seen, *self._ahead))
+            if current is not shown:
+                # Even shut: the line between the lips is as dark as the mouth behind them, and would leap.
+                self._before = self._drawn if shown is None else shown.item
                 self._crossed = 0.0 if self._before is not None else 1.0
         current = self._choice.current
         if current is None:
@@ -195,10 +198,8 @@ class MouthReferences:
         current = self._choice.current
         if current is not None:
             grown = self._cache.at(current.yaw, current.pitch)
-            if grown is not None and grown is not current:
+            if grown is not None:
                 self._choice.renew(grown)
-                # The line between shut lips is as dark as the mouth behind them, and would leap.
-                self._before, self._crossed = current.item, 0.0
 
     def _may_begin(self, current: Reference[Mouths] | None, opening: float, elapsed_s: float) -> bool:
         """Whether a drawn mouth may give way to a real one."""

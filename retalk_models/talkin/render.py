@@ -104,6 +104,8 @@ def draw(
         face.pose, target.opening, Opening.of(neutral, canonical), light, lips, elapsed_s
     )
     mouth: Patch | None = None
+    if own is not None and not (target.opening > 0 or target.apart > 0):
+        own.rest()
     if target.opening > 0 or target.apart > 0:
         softness = max(1.0, _EDGE_SOFTNESS * width)
         place = (picture, target.target, plane, light, softness, target.apart, fine)
@@ -116,6 +118,6 @@ def draw(
             if share < _ALL
         ]
         if seen is not None:
-            patches.append((draw_mouth(seen[0], *place), share))
+            patches.append((draw_mouth(seen[0], *place, as_seen=True), share))
         mouth = mix_patches([(patch, weight) for patch, weight in patches if patch is not None])
     return Drawing(field, mouth, strength, target)

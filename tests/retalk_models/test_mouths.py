@@ -212,3 +212,22 @@ def test_a_blurred_mouth_does_not_join() -> None:
     _seen(references, 0.22, step_s=0.02)
     (held,) = references._cache.held()
     assert held.item.wider is None
+
+
+def test_what_joins_mouths_does_not_keep_others_from_taking_their_place() -> None:
+    """Bug: a picture that came to those in use took up the whole time in which the lips were shut."""
+    line, turned = Opening.of(template(), CANONICAL), pose(yaw=0.45)
+    taken = []
+    for joins in (False, True):
+        references = MouthReferences()
+        one = Reference(Mouths(mouth(0.14, 0.9)), 0.0, 0.0, 0.6)
+        other = Reference(Mouths(mouth(0.14, 0.9)), 0.5, 0.0, 0.9)
+        references._cache.add(one)
+        references.choose(AT, 0.0, line, LIGHT, lambda: LIPS, 0.04)
+        assert references._choice.current is one
+        references._cache.add(other)
+        if joins:
+            references._cache.add(Reference(one.item.widened(mouth(0.24, 0.9)), 0.0, 0.0, 0.6))
+        references.choose(turned, 0.0, line, LIGHT, lambda: LIPS, 0.04)
+        taken.append(references._choice.current is other)
+    assert taken == [True, True]

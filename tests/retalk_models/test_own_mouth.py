@@ -7,6 +7,8 @@ import pytest
 
 from retalk_models.face.geometry import ObservedFace, template
 from retalk_models.picture import F32, U8
+from retalk_models.talkin.mouth import draw_mouth
+from retalk_models.talkin.mouth_texture import cut_texture
 from retalk_models.talkin.own_mouth import OwnMouth
 from retalk_models.talkin.references import MouthReferences
 from retalk_models.talkin.render import draw
@@ -57,7 +59,7 @@ def test_one_that_lacks_what_is_asked_shows_nothing(own: float, asked: float, na
 def test_as_it_shuts_it_gives_way_within_frames_and_comes_back_as_softly() -> None:
     mouth, last = OwnMouth(), None
     steps = []
-    for opening in (0.12,) * 10 + (0.1, 0.08, 0.06, 0.05, 0.04) + (0.12,) * 5:
+    for opening in (0.12,) * 10 + (0.1, 0.08, 0.06, 0.02, 0.02, 0.02) + (0.12,) * 5:
         picture, face = mouth_picture(opening)
         seen = ObservedFace(face, AT, template(), opening)
         found = mouth.look(picture, seen, target(0.12), PLANE, LIGHT, 0.04)
@@ -118,3 +120,36 @@ def test_rows_of_teeth_that_meet_fit_only_their_own_opening_bug_a_bar_between_th
     assert max(found[1:]) < 0.15
     assert shares(0.12, 0.135)[-1] > 0.5
     assert shares(0.12, 0.09)[-1] > 0.95, "with depth between them they fit a closer one, too"
+
+
+def test_a_mouth_shown_as_it_was_is_not_shaded_twice() -> None:
+    """Bug: the lips' shadow was laid over a photograph that had it: teeth of luma 210 came out at 166."""
+    picture, face = mouth_picture(0.05)
+    texture = cut_texture(picture, face, PLANE, LIGHT)
+    assert texture is not None
+    again, shaded = (
+        draw_mouth(texture, picture, face[:, :2], PLANE, LIGHT, softness=1.5, as_seen=seen)
+        for seen in (True, False)
+    )
+    assert again is not None
+    assert shaded is not None
+    inside = again.cover_y > 0.95
+    true = picture.y[again.box.top : again.box.bottom, again.box.left : again.box.right][inside]
+    assert np.median(np.abs(again.y[inside] - true)) < 4
+    assert shaded.y[inside].mean() < again.y[inside].mean() - 10
+
+
+def test_in_an_even_depth_what_rides_on_the_jaw_does_not_hop_bug_noise_chose_the_row() -> None:
+    rng, mouth, rows = np.random.default_rng(0), OwnMouth(), []
+    picture, face = mouth_picture(0.2)
+    seen = ObservedFace(face, AT, template(), 0.2)
+    clean = picture.y.copy()
+    for _ in range(30):
+        picture.y[:] = np.clip(clean + rng.normal(0, 2, clean.shape), 0, 255).astype(np.uint8)
+        found = mouth.look(picture, seen, target(0.15), PLANE, LIGHT, 0.04)
+        assert found is not None
+        rows.append(found[0].split)
+    raw = cut_texture(picture, face, PLANE, LIGHT)
+    assert raw is not None
+    # A pixel is a 160th of a unit.
+    assert np.abs(np.diff(rows)).max() < 0.02

@@ -246,6 +246,10 @@ def test_a_frames_own_mouth_is_shown_while_there_is_time_for_it(monkeypatch: pyt
     assert looked[-4:] == ["rest"] * 4
     dub(engine, frames([noise(512, 512)] * 3, first=8))
     assert "look" not in looked[-3:], "where a face is only thought to be there is nothing of it"
+    looked.clear()
+    dub(engine, frames(swaying(1), first=11), rung=Rung.PASS_THROUGH)
+    engine._forget()
+    assert looked == ["rest"] * 2, "what was seen is another time's, or another person's"
     engine.close()
 
 
