@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from retalk_models.download import Digest
+from retalk_models.easing import settled
 from retalk_models.face.geometry import OUTER_LIPS
 from retalk_models.picture import F32, U8, Box
 from retalk_models.store import CheckpointFile, CheckpointStore
@@ -113,7 +114,7 @@ class MouthRestoring:
         if self._gain is None:
             self._gain = gain
         else:
-            self._gain += np.float32(1 - np.exp(-max(0.0, elapsed_s) / _STEADY_S)) * (gain - self._gain)
+            self._gain += np.float32(settled(elapsed_s, _STEADY_S)) * (gain - self._gain)
         cover = STRENGTH * _mouth_cover(marks, there)[..., None]
         change = cv2.warpAffine(
             np.asarray(cover * self._gain, np.float32), cv2.invertAffineTransform(there), (side, side)

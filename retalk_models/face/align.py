@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from retalk_models.easing import settled
 from retalk_models.face.geometry import INNER_LIPS, OUTER_LIPS
 from retalk_models.face.tracker import TrackedFace
 from retalk_models.picture import F32, U8, Picture
@@ -174,7 +175,7 @@ class SurfaceMemory:
         limit = limit * np.float32(1 + _TURN * abs(yaw - self._yaw))
         known = self._frames > _WARM_UP
         hidden = float(np.clip((away / limit).max(axis=1) - 0.5, 0, _WORST).mean()) if known else 0.0
-        rate = 1 - np.exp(-elapsed_s / _MEMORY_S) if known else 1 / (self._frames + 1)
+        rate = settled(elapsed_s, _MEMORY_S) if known else 1 / (self._frames + 1)
         rate *= _DOUBTED if hidden > _DOUBTFUL else 1.0
         self._frames += 1
         self._yaw += rate * (yaw - self._yaw)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retalk_models.easing import ease
 from retalk_models.engine import FaceState
 from retalk_models.face.geometry import OUTER_LIPS, Pose
 from retalk_models.face.tracker import TrackedFace
@@ -132,8 +133,3 @@ class Presence:
         if over(_HIDDEN, FaceState.OCCLUDED, hidden):
             return FaceState.OCCLUDED
         return FaceState.TRACKED
-
-
-def ease(ramp: float) -> float:
-    """A ramp 0..1 with its ends rounded off."""
-    return ramp * ramp * (3 - 2 * ramp)

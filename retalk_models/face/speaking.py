@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from retalk_models.easing import ease
 from retalk_models.engine import Idle
-from retalk_models.face.presence import ease
 
 _OPEN_S, _CLOSE_S = 0.06, 0.10
 """How long the mouth takes to join the voice, and to close after it: under 120 ms with a frame's own

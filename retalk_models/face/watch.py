@@ -10,6 +10,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from retalk_models.easing import settled
 from retalk_models.engine import FaceState
 from retalk_models.face.align import CutDetector, SurfaceMemory
 from retalk_models.face.geometry import ObservedFace, Pose
@@ -164,7 +165,7 @@ class FaceWatch:
         last = self._last.light if self._last is not None else None
         if last is None:
             return light
-        return np.asarray(last + (1 - np.exp(-elapsed_s / _LIGHT_S)) * (light - last), np.float32)
+        return np.asarray(last + settled(elapsed_s, _LIGHT_S) * (light - last), np.float32)
 
     def _carried(self, picture: Picture) -> tuple[ObservedFace | None, F32 | None]:
         last = self._last

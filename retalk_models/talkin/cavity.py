@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from retalk_models.easing import ease_each
 from retalk_models.picture import F32
 from retalk_models.talkin.mouth_texture import MouthTexture, Opening, TeethPlane
 from retalk_models.talkin.mouth_tone import black_of, coloured, dark_of, halved
@@ -83,9 +85,6 @@ def draw_cavity(lip_line: Opening, light: F32, lips: F32) -> MouthTexture:
     )
 
 
-def _edge(
-    distance: np.ndarray[tuple[int, ...], np.dtype[np.float64]], width: float
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _edge(distance: NDArray[np.float64], width: float) -> F32:
     """0 below -width / 2, 1 above width / 2, smooth between."""
-    share = np.clip(distance / width + 0.5, 0, 1)
-    return np.asarray(share * share * (3 - 2 * share))
+    return ease_each(np.asarray(distance / width + 0.5, np.float32))

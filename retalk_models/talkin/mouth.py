@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from retalk_models.easing import ease_each
 from retalk_models.face.composite import Patch
 from retalk_models.face.geometry import LOWER_LIP, UPPER_LIP
 from retalk_models.picture import F32, Box, Picture
@@ -221,25 +222,25 @@ def _placed(
         # Nothing jumps, so one look does.
         above, jaw = np.where(y <= upper_end, above, below), np.zeros_like(jaw)
     edge = 0.014
-    hollow = _smooth((y - upper_end) / edge + 0.5) * (1 - _smooth((y - lower_start) / edge + 0.5))
-    unseen = hollow * _smooth((lower_start - upper_end) / 0.02)
+    hollow = ease_each((y - upper_end) / edge + 0.5) * (1 - ease_each((y - lower_start) / edge + 0.5))
+    unseen = hollow * ease_each((lower_start - upper_end) / 0.02)
     aside = (x - middle) / (_TONGUE_WIDTH * max(1e-3, opening.right - opening.left))
     # Its back lies in the dark, its tip in the shadow of the lower teeth; of a low one only that is seen.
     tall = lower_start - upper_end
     down = (y - upper_end) / np.maximum(tall, 1e-3)
-    tongue = _smooth(down / 0.7) * _smooth((1.25 - down) / 0.5) * _smooth(1 - aside * aside)
-    tongue *= _smooth((tall - _TONGUE_TALL[0]) / (_TONGUE_TALL[1] - _TONGUE_TALL[0]))
+    tongue = ease_each(down / 0.7) * ease_each((1.25 - down) / 0.5) * ease_each(1 - aside * aside)
+    tongue *= ease_each((tall - _TONGUE_TALL[0]) / (_TONGUE_TALL[1] - _TONGUE_TALL[0]))
     gap = np.maximum(bottom - top, 0)
-    shadow = _SHADED + (1 - _SHADED) * _smooth(gap / _NARROW)
+    shadow = _SHADED + (1 - _SHADED) * ease_each(gap / _NARROW)
     depth = np.clip((y - top) / 0.02, 0, 1)
     sides = np.clip(np.minimum(x - opening.left, opening.right - x) / 0.06, 0, 1)
     shade = shadow * (0.75 + 0.25 * depth) * (0.75 + 0.25 * sides)
     if as_seen:
         held_gap = np.maximum(held_bottom - held_top + 2 * inset, 0)
-        shade = np.minimum(1, shadow / (_SHADED + (1 - _SHADED) * _smooth(held_gap / _NARROW)))
+        shade = np.minimum(1, shadow / (_SHADED + (1 - _SHADED) * ease_each(held_gap / _NARROW)))
     if texture.cast:
-        left_out = texture.cast * _smooth((upper_end - lower_start) / 0.04)
-        shade *= 1 - left_out * jaw * (1 - _smooth((y - upper_end) / _CAST_REACH))
+        left_out = texture.cast * ease_each((upper_end - lower_start) / 0.04)
+        shade *= 1 - left_out * jaw * (1 - ease_each((y - upper_end) / _CAST_REACH))
 
     inside = np.minimum(y - top, bottom - y) * (unit / softness) + 0.5 * seam
     between_corners = np.minimum(x - opening.left, opening.right - x) * (unit / softness)
@@ -256,7 +257,7 @@ def _placed(
         under=np.asarray(under, np.float32),
         unseen=np.asarray(unseen, np.float32),
         tongue=np.asarray(tongue, np.float32),
-        shut=np.asarray(1 - _smooth(gap / _SEAM), np.float32),
+        shut=np.asarray(1 - ease_each(gap / _SEAM), np.float32),
         cover=np.asarray(cover, np.float32),
     )
 
@@ -269,9 +270,3 @@ def _split_line(texture: MouthTexture, middle: float, top: F32, bottom: F32) -> 
     share = float(np.clip((texture.split - upper) / max(1e-3, lower - upper), 0, 1))
     bent = top + share * (bottom - top)
     return np.asarray((1 - _BEND) * texture.split + _BEND * bent, np.float32)
-
-
-def _smooth(value: F32) -> F32:
-    """0 below 0, 1 above 1, smooth between."""
-    share = np.clip(value, 0, 1)
-    return np.asarray(share * share * (3 - 2 * share), np.float32)

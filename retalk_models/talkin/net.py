@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load
 
+from retalk_models.easing import ease
 from retalk_models.engine import VOICE_RATE
 from retalk_models.hearing import FRAMES, RUN, WIDTH, HearingStream, speech_encoder
 from retalk_models.picture import F32
@@ -225,8 +226,7 @@ def _sigmoid(value: F32) -> F32:
 
 def _smooth(value: float, low: float, high: float) -> float:
     """0 below low, 1 above high, smooth between."""
-    share = min(1.0, max(0.0, (value - low) / (high - low)))
-    return share * share * (3 - 2 * share)
+    return ease((value - low) / (high - low))
 
 
 class SpeechToExpression:

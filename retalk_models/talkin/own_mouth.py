@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from retalk_models.easing import ease, settled
 from retalk_models.face.geometry import ObservedFace
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.mouth_texture import MouthTexture, Opening, TeethPlane, cut_texture
@@ -71,14 +72,14 @@ class OwnMouth:
         MouthTexture.
         """
         fit, texture = self._fit(picture, face, target, plane, light)
-        way = _way(elapsed_s, _SETTLE_S)
+        way = settled(elapsed_s, _SETTLE_S)
         self._share += way * (fit - self._share)
         if texture is not None:
             height = texture.opening.height
             top = float(texture.opening.upper[4:7, 1].mean())
             row = float(np.clip((texture.split - top) / max(1e-3, height), 0, 1))
             known = self._texture is not None
-            self._row += (_way(elapsed_s, _ROW_S) if known else 1.0) * (row - self._row)
+            self._row += (settled(elapsed_s, _ROW_S) if known else 1.0) * (row - self._row)
             self._texture = replace(texture, split=top + self._row * height)
         if self._share <= _NONE or self._texture is None:
             self.rest()
@@ -106,12 +107,6 @@ class OwnMouth:
         return fit * (1 - (1 - texture.depth) * _rise(-apart, _APART)), texture
 
 
-def _way(elapsed_s: float, constant_s: float) -> float:
-    """The share of the way that something eased goes in elapsed_s."""
-    return 1 - float(np.exp(-max(0.0, elapsed_s) / constant_s))
-
-
 def _rise(value: float, ends: tuple[float, float]) -> float:
     """0 below the first, 1 above the second, smooth between."""
-    share = float(np.clip((value - ends[0]) / (ends[1] - ends[0]), 0, 1))
-    return share * share * (3 - 2 * share)
+    return ease((value - ends[0]) / (ends[1] - ends[0]))

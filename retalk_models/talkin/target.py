@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retalk_models.easing import settled
 from retalk_models.face.geometry import (
     INNER_LIPS,
     LOWER_LIP,
@@ -149,11 +150,11 @@ class TargetGeometry:
         if self._neutral is None:
             self._neutral = estimate
         else:
-            self._neutral = self._neutral + _blend(elapsed_s, _NEUTRAL_S) * (estimate - self._neutral)
+            self._neutral = self._neutral + settled(elapsed_s, _NEUTRAL_S) * (estimate - self._neutral)
         offsets = shape - self._neutral
         own = self._basis.project(offsets)
         rest = (offsets - self._basis.apply(own))[list(OUTER_LIPS)].mean(axis=0)
-        self._settle = self._settle + _blend(elapsed_s, _SETTLE_S) * (rest - self._settle)
+        self._settle = self._settle + settled(elapsed_s, _SETTLE_S) * (rest - self._settle)
         self._range.update(float(own[0]))
         flat = unfolded(shape)
         return ObservedFace(from_canonical(flat, pose), pose, flat, max(0.0, aperture(shape)))
@@ -212,8 +213,3 @@ def pressed(expression: F32) -> F32:
     out = expression.copy()
     out[0] -= _PRESS * max(0.0, 1 - float(expression[0]) / _PRESS_UNTIL)
     return out
-
-
-def _blend(elapsed_s: float, constant_s: float) -> float:
-    """The share of the way an exponential average goes in elapsed_s."""
-    return float(1 - np.exp(-max(0.0, elapsed_s) / constant_s))

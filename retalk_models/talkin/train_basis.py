@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from scipy.optimize import linear_sum_assignment
 
+from retalk_models.easing import ease_each
 from retalk_models.face.geometry import (
     CHIN,
     CLOSED_GAP,
@@ -87,12 +88,10 @@ def _lower_face(shape: F32) -> F32:
     """1 at lips and chin, falling smoothly to 0; (478,)."""
     core = shape[list(OUTER_LIPS) + list(INNER_LIPS) + list(CHIN)]
     distance = np.linalg.norm(shape[:, None, :2] - core[None, :, :2], axis=2).min(1)
-    ramp = np.clip((0.42 - distance) / (0.42 - 0.06), 0, 1)
-    weight = ramp * ramp * (3 - 2 * ramp)
+    weight = ease_each((0.42 - distance) / (0.42 - 0.06))
     # The nose tip (4) and all above its base stay with the skull.
     base, tip = shape[2, 1], shape[4, 1]
-    height = np.clip((shape[:, 1] - tip) / (base + 0.08 - tip), 0, 1)
-    return np.asarray(weight * height * height * (3 - 2 * height), np.float32)
+    return weight * ease_each((shape[:, 1] - tip) / (base + 0.08 - tip))
 
 
 def _aperture_rows(shapes: F32) -> F32:

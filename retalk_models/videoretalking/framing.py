@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from retalk_models.easing import settled
 from retalk_models.face.tracker import OneEuro
 from retalk_models.picture import F32, U8, Box
 from retalk_models.videoretalking.geometry import F64
@@ -50,7 +51,7 @@ class BoxTrack:
         size = high - low
         if self._size is None:
             self._size, self._unit = size, float(size.max())
-        self._size = self._size + np.float32(1 - np.exp(-max(0.0, elapsed_s) / _SIZE_S)) * (size - self._size)
+        self._size = self._size + np.float32(settled(elapsed_s, _SIZE_S)) * (size - self._size)
         # In units of the face, so that a near and a far one are steadied alike.
         unit = np.float32(max(self._unit, 1.0))
         centre = self._centre(np.asarray((low + high) / 2 / unit, np.float32), elapsed_s) * unit
