@@ -334,6 +334,7 @@ class TalkinSession:
     ) -> Drawing | None:
         face, light, neutral = sighting.face, sighting.light, self._geometry.neutral
         if face is None or light is None or neutral is None:
+            self._own.rest()
             return None
         if sighting.tracked:
             plane = teeth_plane(face, neutral)
@@ -341,11 +342,9 @@ class TalkinSession:
             if self._enhancement is not None:
                 self._enhancement.observe(frame.picture, face, neutral, elapsed_s)
         fine = rung < Rung.NO_ENHANCEMENT
-        shows_own = sighting.tracked and fine and strength >= _VISIBLE
-        if not shows_own:
-            self._own.rest()
         if strength < _VISIBLE:
+            self._own.rest()
             return None
         target = self._geometry.target(face, spoken, strength)
-        own, kept = self._own if shows_own else None, self._references
-        return draw(frame.picture, face, target, neutral, light, kept, own, strength, elapsed_s, fine)
+        own, looks, kept = self._own, sighting.tracked and fine, self._references
+        return draw(frame.picture, face, target, neutral, light, kept, own, looks, strength, elapsed_s, fine)

@@ -196,12 +196,9 @@ def _placed(
 
     # Teeth do not get wider with the lips; only an opening wider than the reference's is squeezed into it.
     middle, held_middle = (opening.left + opening.right) / 2, (held.left + held.right) / 2
-    squeeze = min(1.0, 0.97 * (held.right - held.left) / max(1e-3, opening.right - opening.left))
-    across = np.clip(
-        held_middle + (x - middle) * squeeze + (middle - held_middle) * min(1.0, squeeze),
-        held.left,
-        held.right,
-    )
+    room = (1.0 if as_seen else 0.97) * (held.right - held.left)
+    squeeze = min(1.0, room / max(1e-3, opening.right - opening.left))
+    across = np.clip(held_middle + (x - held_middle) * squeeze, held.left, held.right)
 
     top, bottom = np.interp(x, *opening.upper.T), np.interp(x, *opening.lower.T)
     inset = 0.006
@@ -210,7 +207,7 @@ def _placed(
 
     # What is above the split stands still with the skull; a lip raised above the reference's takes it along
     # rather than baring what was never seen. What is below rides on the jaw. The upper part bites over.
-    lift = np.minimum(0.0, top - held_top)
+    lift = np.minimum(0.0, top - held_top + inset)
     drop = float(np.interp(middle, *opening.lower.T) - np.interp(held_middle, *held.lower.T))
     split = _split_line(texture, held_middle, held_top, held_bottom)
     upper_end, lower_start = split + lift, split + drop
@@ -235,9 +232,11 @@ def _placed(
     depth = np.clip((y - top) / 0.02, 0, 1)
     sides = np.clip(np.minimum(x - opening.left, opening.right - x) / 0.06, 0, 1)
     shade = shadow * (0.75 + 0.25 * depth) * (0.75 + 0.25 * sides)
+    shut = 1 - ease_each(gap / _SEAM)
     if as_seen:
         held_gap = np.maximum(held_bottom - held_top + 2 * inset, 0)
         shade = np.minimum(1, shadow / (_SHADED + (1 - _SHADED) * ease_each(held_gap / _NARROW)))
+        shut = np.maximum(0, shut - (1 - ease_each(held_gap / _SEAM)))
     if texture.cast:
         left_out = texture.cast * ease_each((upper_end - lower_start) / 0.04)
         shade *= 1 - left_out * jaw * (1 - ease_each((y - upper_end) / _CAST_REACH))
@@ -257,7 +256,7 @@ def _placed(
         under=np.asarray(under, np.float32),
         unseen=np.asarray(unseen, np.float32),
         tongue=np.asarray(tongue, np.float32),
-        shut=np.asarray(1 - ease_each(gap / _SEAM), np.float32),
+        shut=np.asarray(shut, np.float32),
         cover=np.asarray(cover, np.float32),
     )
 

@@ -37,12 +37,15 @@ edge."""
 _SETTLE_S = 0.05
 """How fast one gives way to the other: it is to be no cut, and a mouth shuts in a tenth of a second."""
 
+_TAKEN = (0.3, 0.55)
+"""How well it has to fit for it to stay, and to come."""
+
+_MIXED = (0.2, 0.8)
+"""Shares of the way between which both are seen at once."""
+
 _ROW_S = 0.4
 """The same of the row that parts what stays with the skull from what rides on the jaw: in an even depth the
 darkest one is anywhere."""
-
-_NONE = 0.03
-"""A share that nobody sees."""
 
 
 class OwnMouth:
@@ -53,8 +56,7 @@ class OwnMouth:
 
     def rest(self) -> None:
         """Show none from now on, until it is looked at again."""
-        self._share = 0.0
-        self._row = 0.5
+        self._share, self._shown = 0.0, False
         self._texture: MouthTexture | None = None
 
     def look(
@@ -72,19 +74,33 @@ class OwnMouth:
         MouthTexture.
         """
         fit, texture = self._fit(picture, face, target, plane, light)
-        way = settled(elapsed_s, _SETTLE_S)
-        self._share += way * (fit - self._share)
-        if texture is not None:
-            height = texture.opening.height
-            top = float(texture.opening.upper[4:7, 1].mean())
-            row = float(np.clip((texture.split - top) / max(1e-3, height), 0, 1))
-            known = self._texture is not None
-            self._row += (settled(elapsed_s, _ROW_S) if known else 1.0) * (row - self._row)
-            self._texture = replace(texture, split=top + self._row * height)
-        if self._share <= _NONE or self._texture is None:
+        self._shown = texture is not None and fit >= _TAKEN[0 if self._shown else 1]
+        if texture is not None and self._shown:
+            self._texture = self._steadied(texture, elapsed_s)
+        return self._eased(elapsed_s)
+
+    def fade(self, elapsed_s: float) -> tuple[MouthTexture, float] | None:
+        """What is left to show of the last that was looked at, where this frame's cannot be."""
+        self._shown = False
+        return self._eased(elapsed_s)
+
+    def _eased(self, elapsed_s: float) -> tuple[MouthTexture, float] | None:
+        self._share += settled(elapsed_s, _SETTLE_S) * (float(self._shown) - self._share)
+        share = ease((self._share - _MIXED[0]) / (_MIXED[1] - _MIXED[0]))
+        if share <= 0 and not self._shown:
             self.rest()
-            return None
-        return self._texture, self._share
+        return (self._texture, share) if self._texture is not None and share > 0 else None
+
+    def _steadied(self, texture: MouthTexture, elapsed_s: float) -> MouthTexture:
+        """A picture with its split eased from that of the one before."""
+        if self._texture is None:
+            return texture
+        last = self._texture.split
+        split = last + settled(elapsed_s, _ROW_S) * (texture.split - last)
+        middle = slice(4, 7)
+        top = float(texture.opening.upper[middle, 1].mean())
+        bottom = float(texture.opening.lower[middle, 1].mean())
+        return replace(texture, split=float(np.clip(split, top, max(top, bottom))))
 
     def _fit(
         self, picture: Picture, face: ObservedFace, target: TargetFace, plane: TeethPlane, light: F32
@@ -101,7 +117,7 @@ class OwnMouth:
         apart = float((asked.lower - mine.lower)[4:7, 1].mean()) - lift
         fit *= 1 - _rise(apart, _APART)
         # Often nothing of it will be seen: a look at its pixels takes far longer.
-        texture = cut_texture(picture, face.points, plane, light) if fit > _NONE else None
+        texture = cut_texture(picture, face.points, plane, light) if fit >= _TAKEN[0] else None
         if texture is None:
             return 0.0, None
         return fit * (1 - (1 - texture.depth) * _rise(-apart, _APART)), texture

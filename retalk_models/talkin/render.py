@@ -76,15 +76,17 @@ def draw(
     neutral: F32,
     light: F32,
     references: MouthReferences,
-    own: OwnMouth | None,
+    own: OwnMouth,
+    looks: bool,
     strength: float,
     elapsed_s: float,
     fine: bool,
 ) -> Drawing | None:
     """The drawing for one frame, or None where nothing is to change.
 
-    light: (4,) as in MouthTexture. own: says how much of the frame's own mouth is shown; None where the face
-    is not where the frame has it. strength: 0..1. fine: with light and detail matched.
+    light: (4,) as in MouthTexture. own: says how much of the frame's own mouth is shown. looks: whether it
+    may look at this frame's, the face being where the frame has it. strength: 0..1. fine: with light and
+    detail matched.
     """
     width = face_width(face.points)
     field = warp_field(
@@ -96,6 +98,7 @@ def draw(
         close=INNER_LIPS if fine and target.apart > 0 else (),
     )
     if field is None:
+        own.rest()
         return None
     plane = teeth_plane(face, neutral)
     canonical = TeethPlane(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
@@ -104,12 +107,12 @@ def draw(
         face.pose, target.opening, Opening.of(neutral, canonical), light, lips, elapsed_s
     )
     mouth: Patch | None = None
-    if own is not None and not (target.opening > 0 or target.apart > 0):
+    if not (target.opening > 0 or target.apart > 0):
         own.rest()
-    if target.opening > 0 or target.apart > 0:
+    else:
         softness = max(1.0, _EDGE_SOFTNESS * width)
         place = (picture, target.target, plane, light, softness, target.apart, fine)
-        seen = own.look(picture, face, target, plane, light, elapsed_s) if own is not None else None
+        seen = own.look(picture, face, target, plane, light, elapsed_s) if looks else own.fade(elapsed_s)
         share = seen[1] if seen is not None else 0.0
         usual = references.luma_at(target.opening)
         patches = [

@@ -10,6 +10,7 @@ import pytest
 
 from retalk_models.engine import EngineOptions, EngineOutput, EngineWindow, FaceState, Idle, Rung
 from retalk_models.face.geometry import ObservedFace, lip_opening
+from retalk_models.face.presence import Presence
 from retalk_models.face.tracker import FaceTracker, TrackedFace
 from retalk_models.face.watch import Sighting
 from retalk_models.picture import F32, Picture
@@ -235,6 +236,9 @@ def test_a_frames_own_mouth_is_shown_while_there_is_time_for_it(monkeypatch: pyt
         def look(self, *_: object) -> None:
             looked.append("look")
 
+        def fade(self, *_: object) -> None:
+            looked.append("fade")
+
         def rest(self) -> None:
             looked.append("rest")
 
@@ -243,11 +247,16 @@ def test_a_frames_own_mouth_is_shown_while_there_is_time_for_it(monkeypatch: pyt
     dub(engine, frames(swaying(4)))
     assert looked[-3:] == ["look"] * 3
     dub(engine, frames(swaying(8)[4:], first=4), rung=Rung.NO_ENHANCEMENT)
-    assert looked[-4:] == ["rest"] * 4
-    dub(engine, frames([noise(512, 512)] * 3, first=8))
-    assert "look" not in looked[-3:], "where a face is only thought to be there is nothing of it"
+    assert looked[-4:] == ["fade"] * 4
+    with monkeypatch.context() as hidden:
+        hidden.setattr(Presence, "_judge", lambda *_: FaceState.OCCLUDED)
+        dub(engine, frames(swaying(18)[8:], first=8))
+    assert looked[-10:-7] == ["fade"] * 3, "of a face with something before it only what was seen before is"
+    assert looked[-1] == "rest", "and that not for long"
+    dub(engine, frames([noise(512, 512)] * 3, first=18))
+    assert "look" not in looked[-3:]
     looked.clear()
-    dub(engine, frames(swaying(1), first=11), rung=Rung.PASS_THROUGH)
+    dub(engine, frames(swaying(1), first=21), rung=Rung.PASS_THROUGH)
     engine._forget()
     assert looked == ["rest"] * 2, "what was seen is another time's, or another person's"
     engine.close()
