@@ -20,6 +20,7 @@ from retalk_models.face.geometry import (
     fit_pose,
     from_canonical,
     lower_face_weights,
+    template,
     to_canonical,
 )
 from retalk_models.face.tracker import ShapeFilter
@@ -29,6 +30,16 @@ from retalk_models.talkin.basis import ExpressionBasis
 
 _SETTLE_S = 0.35
 """Time constant of what the basis cannot say about where the mouth sits (pose error, a lasting smile)."""
+
+_POSTURE_S = 2.0
+"""Time constant of how a mouth is held: where it sits, how wide and how rounded it is whatever is said. So
+slow that no syllable of the frame's own gets through."""
+
+_POSTURE_FROM_S = 0.5
+"""Seconds of a person that weigh as much as the guess that it is held as in the neutral."""
+
+_POSTURE_MOST = 4.0
+"""Standard deviations to which it is softly held."""
 
 _NEUTRAL_S = 0.3
 """Time constant with which a better estimate of the person's neutral shape is taken on."""
@@ -104,6 +115,21 @@ class OpeningRange:
         return knee + room * float(np.tanh((opening - knee) / room))
 
 
+class Posture:
+    """How a mouth is held on average: (K,) coefficients of the last seconds."""
+
+    def __init__(self, start: F32) -> None:
+        self.mean = start
+        self._known_s = 0.0
+
+    def update(self, coefficients: F32, elapsed_s: float) -> None:
+        """Take in what it did in elapsed_s."""
+        early = elapsed_s / (self._known_s + elapsed_s + _POSTURE_FROM_S)
+        share = max(settled(elapsed_s, _POSTURE_S), early)
+        self.mean = self.mean + np.float32(share) * (coefficients - self.mean)
+        self._known_s += elapsed_s
+
+
 class TargetGeometry:
     """Factorises a tracked face and puts another expression on it. One person's state; not thread-safe."""
 
@@ -115,6 +141,9 @@ class TargetGeometry:
         self._neutral: F32 | None = None
         self._settle = np.zeros(3, np.float32)
         self._filter = ShapeFilter()
+        self._own: Posture | None = None
+        self._said = Posture(np.zeros(basis.size, np.float32))
+        self._elapsed_s = 0.0
 
     def reset(self) -> None:
         """Forget the person, as after a cut."""
@@ -123,11 +152,13 @@ class TargetGeometry:
         self._filter.reset()
         self._neutral = None
         self._settle = np.zeros(3, np.float32)
+        self._own = None
 
     def begin_anew(self) -> None:
         """Another moment of the same person: what was learnt stays, what was in motion does not."""
         self._filter.reset()
         self._settle = np.zeros(3, np.float32)
+        self._own = None
 
     @property
     def range(self) -> OpeningRange:
@@ -156,6 +187,11 @@ class TargetGeometry:
         rest = (offsets - self._basis.apply(own))[list(OUTER_LIPS)].mean(axis=0)
         self._settle = self._settle + settled(elapsed_s, _SETTLE_S) * (rest - self._settle)
         self._range.update(float(own[0]))
+        absolute = self._basis.project(shape - template())
+        if self._own is None:
+            self._own = Posture(self._basis.project(self._neutral - template()))
+        self._own.update(absolute, elapsed_s)
+        self._elapsed_s = elapsed_s
         flat = unfolded(shape)
         return ObservedFace(from_canonical(flat, pose), pose, flat, max(0.0, aperture(shape)))
 
@@ -172,7 +208,8 @@ class TargetGeometry:
         voice's.
         """
         neutral = self._neutral if self._neutral is not None else face.shape
-        spoken = _met(unfolded(neutral + self._basis.apply(pressed(expression)) + self._settle))
+        expression = self._kept(pressed(expression), neutral)
+        spoken = _met(unfolded(neutral + self._basis.apply(expression) + self._settle))
         change = strength * self._weights * (spoken - face.shape)
         moved = face.points + face.pose.scale * change @ face.pose.rotation.T
         opening = max(0.0, aperture(face.shape + change))
@@ -190,6 +227,19 @@ class TargetGeometry:
             opening,
             apart,
         )
+
+    def _kept(self, expression: F32, neutral: F32) -> F32:
+        """(K,) coefficients of a voice, but for the opening round how this person holds the mouth.
+
+        Who smiles speaks smiling; and a neutral is a guess for as long as the lips were seldom shut.
+        """
+        self._said.update(expression, self._elapsed_s)
+        if self._own is None:
+            return expression
+        more = self._own.mean - self._basis.project(neutral - template()) - self._said.mean
+        more = np.float32(_POSTURE_MOST) * np.tanh(more / np.float32(_POSTURE_MOST))
+        more[0] = 0
+        return np.asarray(expression + more, np.float32)
 
 
 def _met(shape: F32) -> F32:
