@@ -59,13 +59,15 @@ def candidates(
     count = sum(1 for _ in zip(pictures(source), pictures(dubbed), strict=False))
     chosen = set(rng.choice(count, min(count, 3 * wanted), replace=False).tolist())
     out = []
-    with Retracker() as tracker:
+    with Retracker() as tracker, Retracker() as others:
         for index, ((seconds, own), (_, dub)) in enumerate(both):
-            points = tracker.points(own.rgb())
-            if index not in chosen or seconds < _WARM_UP_S or not np.isfinite(points[0, 0]):
+            points, drawn = tracker.points(own.rgb()), others.points(dub.rgb())
+            if index not in chosen or seconds < _WARM_UP_S or not np.isfinite([points[0], drawn[0]]).all():
                 continue
+            # Centred on neither: a judge found dubs out by which mouth was in the middle.
+            middle = (points + drawn) / 2
             true, false = (
-                np.vstack([cell(one, points, widths, _CELL) for widths in (FACE_WIDTHS, MOUTH_WIDTHS)])
+                np.vstack([cell(one, middle, widths, _CELL) for widths in (FACE_WIDTHS, MOUTH_WIDTHS)])
                 for one in (own, dub)
             )
             out.append((seconds, true, false))

@@ -31,12 +31,14 @@ from retalk_models.talkin.basis import ExpressionBasis
 _SETTLE_S = 0.35
 """Time constant of what the basis cannot say about where the mouth sits (pose error, a lasting smile)."""
 
-_POSTURE_S = 2.0
-"""Time constant of how a mouth is held: where it sits, how wide and how rounded it is whatever is said. So
-slow that no syllable of the frame's own gets through."""
+_HELD_S = (3.0, 0.5)
+"""Time constant of how the source holds the mouth: where it sits, how wide and how rounded it is whatever is
+said. So slow that no syllable of the frame's own gets through. And how many seconds of it weigh as much as
+the guess that it is held as in the neutral."""
 
-_POSTURE_FROM_S = 0.5
-"""Seconds of a person that weigh as much as the guess that it is held as in the neutral."""
+_SAID_S = (10.0, 0.5)
+"""The same of how the voice would have it held, of which only what changes is drawn: what a voice is told on
+average is its net's guess about nobody in particular."""
 
 _POSTURE_MOST = 4.0
 """Standard deviations to which it is softly held."""
@@ -118,14 +120,15 @@ class OpeningRange:
 class Posture:
     """How a mouth is held on average: (K,) coefficients of the last seconds."""
 
-    def __init__(self, start: F32) -> None:
+    def __init__(self, start: F32, constant_s: float, start_s: float) -> None:
+        """start: (K,) where it begins, worth start_s seconds. constant_s: how long it remembers."""
         self.mean = start
-        self._known_s = 0.0
+        self._constant_s, self._known_s = constant_s, start_s
 
     def update(self, coefficients: F32, elapsed_s: float) -> None:
         """Take in what it did in elapsed_s."""
-        early = elapsed_s / (self._known_s + elapsed_s + _POSTURE_FROM_S)
-        share = max(settled(elapsed_s, _POSTURE_S), early)
+        early = elapsed_s / (self._known_s + elapsed_s)
+        share = max(settled(elapsed_s, self._constant_s), early)
         self.mean = self.mean + np.float32(share) * (coefficients - self.mean)
         self._known_s += elapsed_s
 
@@ -142,7 +145,7 @@ class TargetGeometry:
         self._settle = np.zeros(3, np.float32)
         self._filter = ShapeFilter()
         self._own: Posture | None = None
-        self._said = Posture(np.zeros(basis.size, np.float32))
+        self._said = Posture(np.zeros(basis.size, np.float32), *_SAID_S)
         self._elapsed_s = 0.0
 
     def reset(self) -> None:
@@ -189,7 +192,7 @@ class TargetGeometry:
         self._range.update(float(own[0]))
         absolute = self._basis.project(shape - template())
         if self._own is None:
-            self._own = Posture(self._basis.project(self._neutral - template()))
+            self._own = Posture(self._basis.project(self._neutral - template()), *_HELD_S)
         self._own.update(absolute, elapsed_s)
         self._elapsed_s = elapsed_s
         flat = unfolded(shape)

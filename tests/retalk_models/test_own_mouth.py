@@ -255,3 +255,30 @@ def test_where_there_is_no_field_to_draw_in_nothing_old_is_kept(monkeypatch: pyt
     )
     assert nothing is None
     assert mouth.fade(0.0) is None
+
+
+def inside(opening: float, looks: bool) -> tuple[F32, F32]:
+    """Luma that is drawn into a mouth asked to open a hair farther than it does, and what was there."""
+    picture, face = mouth_picture(opening)
+    seen, own, references = ObservedFace(face, AT, template(), opening), OwnMouth(), MouthReferences()
+    there = target(opening + 0.002)
+    moved = TargetFace(np.ascontiguousarray(face[:, :2]), there.target, there.depth, AT, there.opening, 0.0)
+    for _ in range(10):
+        one = draw(picture, seen, moved, template(), LIGHT, references, own, looks, 1.0, 0.04, True)
+    assert one is not None
+    assert one.mouth is not None
+    box, where = one.mouth.box, one.mouth.cover_y > 0.95
+    true = picture.y[box.top : box.bottom, box.left : box.right]
+    return np.asarray(one.mouth.y[where], np.float32), np.asarray(true[where], np.float32)
+
+
+def test_a_slit_shows_its_own_pixels_in_their_own_light() -> None:
+    drawn, true = inside(0.05, looks=True)
+    assert np.median(np.abs(drawn - true)) < 4
+
+
+def test_a_kept_mouth_is_as_dark_as_the_persons_usually_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, _ = inside(0.05, looks=False)
+    monkeypatch.setattr(MouthReferences, "luma_at", lambda *_: (0.0, 1.0))
+    dark, _ = inside(0.05, looks=False)
+    assert dark.mean() < plain.mean() - 5

@@ -179,14 +179,14 @@ def test_a_voice_is_spoken_with_the_mouth_held_as_its_owner_holds_it_bug_it_sank
     geometry = TargetGeometry(BASIS)
     for number in range(25):
         geometry.observe(held(0.03 * (number % 2), c1=-1.5), 0.04)
-    for number in range(150):
+    for number in range(300):
         face = geometry.observe(held(0.08 + 0.03 * np.sin(number), c1=1.5), 0.04)
         target = geometry.target(face, spoken(0.08 + 0.03 * np.cos(number)), 1.0)
     own, other = corners(held(0.08, c1=1.5)), corners(held(0.08, c1=-1.5))
     apart = float(np.abs(own - other).max())
     assert apart > 6
     assert np.abs(corners(target.target) - own).max() < 0.2 * apart
-    assert target.opening == pytest.approx(0.08 + 0.03 * np.cos(149), abs=0.015)
+    assert target.opening == pytest.approx(0.08 + 0.03 * np.cos(299), abs=0.015)
 
 
 def test_one_syllable_of_the_source_does_not_move_how_the_mouth_is_held() -> None:
@@ -204,19 +204,30 @@ def test_a_voice_that_always_rounds_the_lips_only_shows_how_it_varies() -> None:
     told = spoken(0.06)
     told[1] = 1.5
     geometry, tracks = settled(100), []
-    for number in range(200):
+    for number in range(700):
         face = geometry.observe(points(0.06 + 0.06 * np.sin(number)), 0.04)
         tracks.append(corners(geometry.target(face, told, 1.0).target))
     plain = corners(settled(200).target(face, spoken(0.06), 1.0).target)
-    first, last = (float(np.abs(one - plain).max()) for one in (tracks[0], tracks[-1]))
+    first, last = (float(np.abs(tracks[at] - plain).max()) for at in (0, -1))
     assert first > 4
     assert last < 0.15 * first
+
+
+def test_a_second_of_rounded_lips_is_something_said() -> None:
+    geometry, told = settled(100), spoken(0.06)
+    for number in range(250):
+        face = geometry.observe(points(0.06 + 0.06 * np.sin(number)), 0.04)
+        plain = corners(geometry.target(face, told, 1.0).target)
+    told[1] = 1.5
+    moved = [float(np.abs(corners(geometry.target(face, told, 1.0).target) - plain).max()) for _ in range(25)]
+    assert moved[0] > 4
+    assert moved[-1] > 0.85 * moved[0]
 
 
 def test_how_a_mouth_is_held_is_learnt_in_seconds_of_whatever_frame_rate() -> None:
     means = []
     for step in (0.02, 0.04, 0.1):
-        posture = Posture(np.zeros(2, np.float32))
+        posture = Posture(np.zeros(2, np.float32), 2.0, 0.5)
         for _ in range(round(1.0 / step)):
             posture.update(np.ones(2, np.float32), step)
         means.append(float(posture.mean[1]))
