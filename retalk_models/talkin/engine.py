@@ -11,8 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from retalk_models.engine import (
     VOICE_RATE,
     EngineFrame,
@@ -273,9 +271,7 @@ class TalkinSession:
         with clock.stage("render"):
             if drawing is None:
                 self._references.foresee(self._foreseen(frame, gates.voice, elapsed_s))
-                drawing = self._draw(
-                    frame, sighting, spoken * np.float32(gates.voice), strength, rung, elapsed_s
-                )
+                drawing = self._draw(frame, sighting, spoken, gates.voice, strength, rung, elapsed_s)
             self._drawing = drawing
         if drawing is None:
             return EngineOutput(frame.picture, sighting.state, None, 0.0)
@@ -328,6 +324,7 @@ class TalkinSession:
         frame: EngineFrame,
         sighting: Sighting,
         spoken: F32,
+        voice: float,
         strength: float,
         rung: Rung,
         elapsed_s: float,
@@ -345,6 +342,6 @@ class TalkinSession:
         if strength < _VISIBLE:
             self._own.rest()
             return None
-        target = self._geometry.target(face, spoken, strength)
+        target = self._geometry.target(face, spoken, strength, voice)
         own, looks, kept = self._own, sighting.tracked and fine, self._references
         return draw(frame.picture, face, target, neutral, light, kept, own, looks, strength, elapsed_s, fine)

@@ -33,12 +33,18 @@ _SETTLE_S = 0.35
 
 _HELD_S = (3.0, 0.5)
 """Time constant of how the source holds the mouth: where it sits, how wide and how rounded it is whatever is
-said. So slow that no syllable of the frame's own gets through. And how many seconds of it weigh as much as
-the guess that it is held as in the neutral."""
+said; so slow that hardly anything of a syllable gets through. And how many seconds of it weigh as much as the
+guess that it is held as in the neutral, so that at first it is the mean of what was seen."""
 
-_SAID_S = (10.0, 0.5)
+_SAID_S = (10.0, 2.0)
 """The same of how the voice would have it held, of which only what changes is drawn: what a voice is told on
 average is its net's guess about nobody in particular."""
+
+_AGAIN_S = 1.0
+"""Seconds that what was learnt of a person weighs in another moment of them."""
+
+_LEAP = 2.0
+"""Standard deviations from the mean beyond which a frame (a hand before the mouth) pulls no harder."""
 
 _POSTURE_MOST = 4.0
 """Standard deviations to which it is softly held."""
@@ -53,8 +59,8 @@ _OPENING_CEILING = 0.34
 _OPENING_MARGIN = 1.25
 
 _WIDEST = 2.5
-"""Coefficients other than the opening are held softly within so many standard deviations: beyond, skin
-folds."""
+"""A voice's coefficients other than the opening are held softly within so many standard deviations: beyond,
+skin folds."""
 
 _PRESS, _PRESS_UNTIL = 0.008, 0.05
 """How much nearer than told shut lips are drawn (canonical units), and from which aperture on as told. Lips
@@ -129,8 +135,12 @@ class Posture:
         """Take in what it did in elapsed_s."""
         early = elapsed_s / (self._known_s + elapsed_s)
         share = max(settled(elapsed_s, self._constant_s), early)
-        self.mean = self.mean + np.float32(share) * (coefficients - self.mean)
+        self.mean = self.mean + np.float32(share) * np.clip(coefficients - self.mean, -_LEAP, _LEAP)
         self._known_s += elapsed_s
+
+    def begin_anew(self) -> None:
+        """Another moment of the same person: what was learnt is where it begins."""
+        self._known_s = min(self._known_s, _AGAIN_S)
 
 
 class TargetGeometry:
@@ -149,7 +159,7 @@ class TargetGeometry:
         self._elapsed_s = 0.0
 
     def reset(self) -> None:
-        """Forget the person, as after a cut."""
+        """Forget the person, as after a cut. The voice is the same."""
         self._identity.reset()
         self._range.reset()
         self._filter.reset()
@@ -161,7 +171,8 @@ class TargetGeometry:
         """Another moment of the same person: what was learnt stays, what was in motion does not."""
         self._filter.reset()
         self._settle = np.zeros(3, np.float32)
-        self._own = None
+        if self._own is not None:
+            self._own.begin_anew()
 
     @property
     def range(self) -> OpeningRange:
@@ -204,14 +215,14 @@ class TargetGeometry:
         out[0] = self._range.bound(float(expression[0]))
         return out
 
-    def target(self, face: ObservedFace, expression: F32, strength: float) -> TargetFace:
+    def target(self, face: ObservedFace, expression: F32, strength: float, voice: float = 1.0) -> TargetFace:
         """Geometry for one observed frame.
 
         expression: (K,) coefficients of the voice. strength: 0 leaves the frame's own mouth, 1 draws the
-        voice's.
+        voice's. voice: 0..1, how far the voice speaks; at 0 lips are shut and at rest.
         """
         neutral = self._neutral if self._neutral is not None else face.shape
-        expression = self._kept(pressed(expression), neutral)
+        expression = self._held(expression, voice, neutral)
         spoken = _met(unfolded(neutral + self._basis.apply(expression) + self._settle))
         change = strength * self._weights * (spoken - face.shape)
         moved = face.points + face.pose.scale * change @ face.pose.rotation.T
@@ -231,18 +242,19 @@ class TargetGeometry:
             apart,
         )
 
-    def _kept(self, expression: F32, neutral: F32) -> F32:
+    def _held(self, expression: F32, voice: float, neutral: F32) -> F32:
         """(K,) coefficients of a voice, but for the opening round how this person holds the mouth.
 
         Who smiles speaks smiling; and a neutral is a guess for as long as the lips were seldom shut.
         """
-        self._said.update(expression, self._elapsed_s)
+        self._said.update(expression, voice * self._elapsed_s)
+        spoken = pressed(np.asarray(voice * expression, np.float32))
         if self._own is None:
-            return expression
-        more = self._own.mean - self._basis.project(neutral - template()) - self._said.mean
-        more = np.float32(_POSTURE_MOST) * np.tanh(more / np.float32(_POSTURE_MOST))
+            return spoken
+        held = self._own.mean - self._basis.project(neutral - template())
+        more = _POSTURE_MOST * np.tanh(held / _POSTURE_MOST) - voice * self._said.mean
         more[0] = 0
-        return np.asarray(expression + more, np.float32)
+        return np.asarray(spoken + more, np.float32)
 
 
 def _met(shape: F32) -> F32:
