@@ -174,7 +174,7 @@ def corners(points_or_target: F32) -> F32:
 
 
 def test_a_voice_is_spoken_with_the_mouth_held_as_its_owner_holds_it_bug_it_sank_or_narrowed() -> None:
-    """A neutral comes of the few moments at which lips were shut: of three people in sixteen it was off by a
+    """A neutral comes of the few moments at which lips were shut: of three people in twenty it was off by a
     twentieth of the eyes' distance for seconds."""
     geometry = TargetGeometry(BASIS)
     for number in range(25):
