@@ -13,6 +13,11 @@ def ease(value: float) -> float:
     return share * share * (3 - 2 * share)
 
 
+def ease_between(value: float, low: float, high: float) -> float:
+    """0 below low, 1 above high, smooth between."""
+    return ease((value - low) / (high - low))
+
+
 def ease_each(values: F32) -> F32:
     """`ease` of every value of an array of any shape."""
     share = np.clip(values, 0, 1)

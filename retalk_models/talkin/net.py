@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load
 
-from retalk_models.easing import ease
+from retalk_models.easing import ease_between
 from retalk_models.engine import VOICE_RATE
 from retalk_models.hearing import FRAMES, RUN, WIDTH, HearingStream, speech_encoder
 from retalk_models.picture import F32
@@ -224,11 +224,6 @@ def _sigmoid(value: F32) -> F32:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * value)), np.float32)
 
 
-def _smooth(value: float, low: float, high: float) -> float:
-    """0 below low, 1 above high, smooth between."""
-    return ease((value - low) / (high - low))
-
-
 class SpeechToExpression:
     """The loaded net; shared by any number of streams, immutable."""
 
@@ -374,8 +369,8 @@ class ExpressionStream:
 
     def _gate(self, values: F32, closure: float, speaking: float) -> F32:
         shut_low, shut_high, speak_low, speak_high = (float(v) for v in self._weights.gate_points)
-        out = values * np.float32(_smooth(speaking, speak_low, speak_high))
-        out[0] = max(0.0, float(out[0])) * (1 - _smooth(closure, shut_low, shut_high))
+        out = values * np.float32(ease_between(speaking, speak_low, speak_high))
+        out[0] = max(0.0, float(out[0])) * (1 - ease_between(closure, shut_low, shut_high))
         return np.asarray(out, np.float32)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from retalk_models.easing import ease, settled
+from retalk_models.easing import ease_between, settled
 from retalk_models.face.geometry import ObservedFace
 from retalk_models.picture import F32, Picture
 from retalk_models.talkin.mouth_texture import MouthTexture, Opening, TeethPlane, cut_texture
@@ -86,7 +86,7 @@ class OwnMouth:
 
     def _eased(self, elapsed_s: float) -> tuple[MouthTexture, float] | None:
         self._share += settled(elapsed_s, _SETTLE_S) * (float(self._shown) - self._share)
-        share = ease((self._share - _MIXED[0]) / (_MIXED[1] - _MIXED[0]))
+        share = ease_between(self._share, *_MIXED)
         if share <= 0 and not self._shown:
             self.rest()
         return (self._texture, share) if self._texture is not None and share > 0 else None
@@ -111,18 +111,15 @@ class OwnMouth:
         mine, asked = Opening.of(face.points, plane), Opening.of(target.target, plane)
         higher = face.opening / max(1e-3, target.opening)
         wider = (mine.right - mine.left) / max(1e-3, asked.right - asked.left)
-        fit = _rise(face.opening, _OPEN) * _rise(higher, _REACHES) * _rise(wider, _WIDE)
-        fit *= 1 - _rise(higher, _EXCEEDS)
+        fit = (
+            ease_between(face.opening, *_OPEN) * ease_between(higher, *_REACHES) * ease_between(wider, *_WIDE)
+        )
+        fit *= 1 - ease_between(higher, *_EXCEEDS)
         lift = min(0.0, float((asked.upper - mine.upper)[4:7, 1].mean()))
         apart = float((asked.lower - mine.lower)[4:7, 1].mean()) - lift
-        fit *= 1 - _rise(apart, _APART)
+        fit *= 1 - ease_between(apart, *_APART)
         # Often nothing of it will be seen: a look at its pixels takes far longer.
         texture = cut_texture(picture, face.points, plane, light) if fit >= _TAKEN[0] else None
         if texture is None:
             return 0.0, None
-        return fit * (1 - (1 - texture.depth) * _rise(-apart, _APART)), texture
-
-
-def _rise(value: float, ends: tuple[float, float]) -> float:
-    """0 below the first, 1 above the second, smooth between."""
-    return ease((value - ends[0]) / (ends[1] - ends[0]))
+        return fit * (1 - (1 - texture.depth) * ease_between(-apart, *_APART)), texture

@@ -107,7 +107,7 @@ def draw(
         face.pose, target.opening, Opening.of(neutral, canonical), light, lips, elapsed_s
     )
     mouth: Patch | None = None
-    if not (target.opening > 0 or target.apart > 0):
+    if target.opening <= 0 and target.apart <= 0:
         own.rest()
     else:
         softness = max(1.0, _EDGE_SOFTNESS * width)

@@ -47,7 +47,7 @@ _LEAP = 2.0
 """Standard deviations from the mean beyond which a frame (a hand before the mouth) pulls no harder."""
 
 _POSTURE_MOST = 4.0
-"""Standard deviations to which it is softly held."""
+"""Standard deviations from the neutral within which how the source holds the mouth is softly kept."""
 
 _NEUTRAL_S = 0.3
 """Time constant with which a better estimate of the person's neutral shape is taken on."""
